@@ -1,0 +1,1 @@
+"""The shelf: one file per block; its stem is its name. Blocks import `doge_lab.{block,cache,layers}` and nothing else."""

@@ -1,0 +1,1 @@
+"""Sequence blocks: they move information between tokens and own a cache."""

@@ -1,0 +1,1 @@
+"""State blocks: they transform each token by itself and own knowledge."""

@@ -1,0 +1,161 @@
+"""The contract that every block signs: what it is given, what it returns, what it declares.
+
+A *sequence block* moves information between tokens and owns a cache (attention, state-space models).
+A *state block* transforms each token by itself and owns knowledge (MLP, mixture of experts, memories).
+`doge_lab.testing` holds the same contract as executable checks.
+
+Shape letters: B batch row, T new token, D d_model, E expert.
+"""
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from doge_lab.cache import CacheSpec, LayerCache
+from doge_lab.errors import UserError, did_you_mean
+
+Kind = Literal["sequence", "state"]
+
+
+class BlockConfig(BaseModel):
+    """The options of one block. Widths shared between blocks (`d_model`) belong to the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+@dataclass(frozen=True)
+class RouterStats:
+    """What a routed block reports of its last forward; the model collects and clears it.
+
+    loss: scalar to add to the training loss, already weighted as the block's options say.
+    balance_loss, z_loss: the unweighted scalars behind it, for the record.
+    usage: [E], each expert's share of all picks; sums to 1.
+    """
+
+    loss: Tensor
+    balance_loss: Tensor
+    z_loss: Tensor
+    usage: Tensor
+
+
+class Block(nn.Module, abc.ABC):
+    """What sequence blocks and state blocks have in common.
+
+    `d_model` is the width of the stream, `layer_idx` the layer's index, `n_layers` the model's number of layers
+    (an initialiser may scale with it), and `options` the fields of the block's own `Config`.
+    """
+
+    Config: ClassVar[type[BlockConfig]] = BlockConfig
+    kind: ClassVar[Kind]
+    width_option: ClassVar[str | None] = None
+    """The option that `match:` solves for when asked to make this block larger or smaller."""
+    is_none: ClassVar[bool] = False
+    """True for the blocks named `none`: the model leaves them out, norm and residual included."""
+
+    def __init__(self, d_model: int, *, layer_idx: int = 0, n_layers: int = 1, **options: Any) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.layer_idx = layer_idx
+        self.n_layers = n_layers
+        self.config: Any = parse_options(type(self), options)
+        self.router_stats: RouterStats | None = None
+
+    @abc.abstractmethod
+    def reset_parameters(self) -> None:
+        """Write every parameter and buffer: the model is built on the meta device, so nothing else does."""
+
+    @abc.abstractmethod
+    def flops_per_token(self, context: int) -> int:
+        """Forward FLOPs of one decoding step that sees `context` tokens, itself included (a multiply-add is 2).
+
+        Matrix products only, as PyTorch's FLOP counter counts them.
+        """
+
+    def active_params(self) -> int:
+        """Parameters that one token touches: fewer than `num_params` where a router chooses."""
+        return self.num_params()
+
+    def num_params(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def known_faults(self) -> Mapping[str, str]:
+        """Checks of the contract that this *published* form cannot pass: name of the check -> reason."""
+        return {}
+
+    def after_step(self) -> None:
+        """Called after each optimiser step; a router that balances by bias acts here."""
+
+    @property
+    def output_scale(self) -> float:
+        """Initial scale of the projection that writes to the stream, so that depth does not add variance.
+
+        GPT-2's rule, 1/sqrt(2 * n_layers) (Radford et al. 2019).
+        """
+        return float((2 * self.n_layers) ** -0.5)
+
+
+class SequenceBlock(Block):
+    """Moves information between tokens, from the past to the present only."""
+
+    kind = "sequence"
+
+    @abc.abstractmethod
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None = None, cache: LayerCache | None = None
+    ) -> tuple[Tensor, LayerCache | None]:
+        """Mix the tokens `x` [B, T, D]; returns `y` of the same shape, and the cache it was given (None without).
+
+        `attention_mask` [B, tokens seen + T]: nonzero is a real token, zero is padding. A padded row gives at its
+        real tokens what the unpadded row gives. With a cache, `x` continues the tokens that the cache has seen,
+        and any split of a sequence into calls gives the same output as one call without a cache.
+        """
+
+    @abc.abstractmethod
+    def cache_spec(self) -> CacheSpec:
+        """The memory of one batch row; `{}` for a block that remembers nothing."""
+
+    def init_cache(
+        self, *, batch: int, capacity: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> LayerCache:
+        """An empty cache for `batch` rows of up to `capacity` tokens; per-token entries are held in `dtype`."""
+        return LayerCache(self.cache_spec(), batch=batch, capacity=capacity, dtype=dtype, device=device)
+
+
+class StateBlock(Block):
+    """Transforms each token by itself."""
+
+    kind = "state"
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform the tokens `x` [B, T, D] one by one; returns the same shape."""
+
+
+def parse_options(block: type[Block], options: Mapping[str, Any]) -> BlockConfig:
+    """Validate a block's options, with a suggestion for a misspelt one."""
+    known = list(block.Config.model_fields)
+    for name in options:
+        if name not in known:
+            raise UserError(f"{block.__name__} has no option {name!r}{did_you_mean(name, known)}", name)
+    try:
+        return block.Config.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{plain(first['msg'])}; given {first['input']!r}", path) from None
+
+
+def plain(message: str) -> str:
+    """pydantic's message without its prefix, starting in lower case."""
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def require_divisible(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    if value % divisor:
+        raise UserError(f"{name}={value} must be divisible by {divisor_name}={divisor}")

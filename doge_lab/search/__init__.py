@@ -1,0 +1,1 @@
+"""Search: fill a space's holes, screen what is too costly for free, train the rest, keep the front."""

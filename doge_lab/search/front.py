@@ -1,0 +1,109 @@
+"""Trials, candidates and the front among them.
+
+A *trial* is one draw from the space. Trials whose resolved configuration is the same are one *candidate* with
+several seeds; the front is drawn over candidates, by the mean of their seeds, so that a lucky repeat wins nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Literal
+
+Direction = Literal["minimize", "maximize"]
+State = Literal["complete", "rejected", "failed", "running", "waiting"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One draw.
+
+    number: the trial's number in the study.
+    state: `rejected` was never trained (over budget, or no width meets the match); `reason` says why.
+    candidate: fingerprint of the resolved configuration without its seed.
+    params: what was drawn, by flat path.
+    config: the resolved run configuration (with the solved width).
+    values: objective name -> value; empty unless complete.
+    metrics: task name -> its metrics, as the task's record holds them.
+    cost: `doge_lab.cost.Cost.dump()` at the objective's context; empty when the model could not be built.
+    seconds: wall seconds of training and scoring.
+    """
+
+    number: int
+    state: State
+    candidate: str = ""
+    seed: int = 0
+    params: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The complete trials of one configuration. `confirmed` holds the values measured on fresh test data, by seed."""
+
+    trials: tuple[Trial, ...]
+    confirmed: tuple[Mapping[str, float], ...] = ()
+
+    @property
+    def number(self) -> int:
+        """The first trial's number, by which the candidate is called."""
+        return self.trials[0].number
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Mean over seeds of what the search saw."""
+        return {name: fmean(trial.values[name] for trial in self.trials) for name in self.trials[0].values}
+
+
+def candidates(trials: Sequence[Trial], confirmed: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Candidate]:
+    """Group the complete trials; `confirmed` maps a fingerprint to its values on test data, one per seed."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if trial.state == "complete":
+            groups.setdefault(trial.candidate, []).append(trial)
+    return [Candidate(tuple(group), tuple(confirmed.get(name, ()))) for name, group in groups.items()]
+
+
+def dominates(a: Mapping[str, float], b: Mapping[str, float], objectives: Mapping[str, Direction]) -> bool:
+    """True when `a` is nowhere worse than `b` and somewhere better."""
+    signed = [
+        ((a[name], b[name]) if direction == "maximize" else (-a[name], -b[name]))
+        for name, direction in objectives.items()
+    ]
+    return all(x >= y for x, y in signed) and any(x > y for x, y in signed)
+
+
+def front(everyone: Sequence[Candidate], objectives: Mapping[str, Direction]) -> list[Candidate]:
+    """The candidates that no other dominates, sorted by the first objective, best first."""
+    kept = [
+        candidate
+        for candidate in everyone
+        if not any(dominates(other.values, candidate.values, objectives) for other in everyone)
+    ]
+    first, direction = next(iter(objectives.items()))
+    return sorted(kept, key=lambda candidate: candidate.values[first], reverse=direction == "maximize")
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a report reads of one search.
+
+    objectives: name (`cache_bytes`, `capacity.bits`, ...) -> direction, in the order of the space file.
+    reference: the hypervolume's reference point: zero bits, the bytes of the costliest admissible candidate.
+    context: tokens at which cache bytes are counted.
+    """
+
+    name: str
+    directory: str
+    study_path: str
+    space: Mapping[str, Any]
+    objectives: Mapping[str, Direction]
+    reference: Mapping[str, float]
+    context: int
+    trials: tuple[Trial, ...]
+    candidates: tuple[Candidate, ...]
+    front: tuple[Candidate, ...]
