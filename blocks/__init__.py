@@ -1,1 +1,4 @@
-"""The shelf: one file per block; its stem is its name. Blocks import `doge_lab.{block,cache,layers}` and nothing else."""
+"""The shelf: one file per block; its stem is its name.
+
+Blocks import `doge_lab.{block,cache,layers,errors}` and nothing else of the lab, and never each other.
+"""

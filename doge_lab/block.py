@@ -13,19 +13,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from doge_lab.cache import CacheSpec, LayerCache
-from doge_lab.errors import UserError, did_you_mean
+from doge_lab.errors import UserError
+from doge_lab.strict import Strict, validate
 
 Kind = Literal["sequence", "state"]
 
 
-class BlockConfig(BaseModel):
+class BlockConfig(Strict):
     """The options of one block. Widths shared between blocks (`d_model`) belong to the model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Block(nn.Module, abc.ABC):
         self.d_model = d_model
         self.layer_idx = layer_idx
         self.n_layers = n_layers
-        self.config: Any = parse_options(type(self), options)
+        self.config: Any = validate(self.Config, options)
         self.router_stats: RouterStats | None = None
 
     @abc.abstractmethod
@@ -134,26 +132,6 @@ class StateBlock(Block):
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Transform the tokens `x` [B, T, D] one by one; returns the same shape."""
-
-
-def parse_options(block: type[Block], options: Mapping[str, Any]) -> BlockConfig:
-    """Validate a block's options, with a suggestion for a misspelt one."""
-    known = list(block.Config.model_fields)
-    for name in options:
-        if name not in known:
-            raise UserError(f"{block.__name__} has no option {name!r}{did_you_mean(name, known)}", name)
-    try:
-        return block.Config.model_validate(options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{plain(first['msg'])}; given {first['input']!r}", path) from None
-
-
-def plain(message: str) -> str:
-    """pydantic's message without its prefix, starting in lower case."""
-    message = message.removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
 
 
 def require_divisible(name: str, value: int, divisor_name: str, divisor: int) -> None:

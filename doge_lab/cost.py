@@ -56,28 +56,21 @@ def cost_of(config: ModelConfig, context: int) -> Cost:
     with torch.device("meta"):
         model = CausalLM(config)
     dtype = getattr(torch, config.cache_dtype)
-    layers = tuple(
-        LayerCost(
-            *(
-                _block_cost(block, ref.type, context, dtype)
-                for block, ref in ((layer.sequence, entry.sequence), (layer.state, entry.state))
-            )
-        )
-        for layer, (_, entry) in zip(model.layers, config.expanded(), strict=True)
-    )
-    blocks = [block for layer in layers for block in (layer.sequence, layer.state)]
+    names = [ref.type for _, entry in config.expanded() for ref in (entry.sequence, entry.state)]
+    costs = [_block_cost(block, name, context, dtype) for block, name in zip(model.blocks(), names, strict=True)]
+    layers = tuple(LayerCost(*pair) for pair in zip(costs[::2], costs[1::2], strict=True))
     params = sum(parameter.numel() for parameter in model.parameters())
     embeddings = [table for table in (model.embed, model.positions) if table is not None]
     embedding_params = sum(table.weight.numel() for table in embeddings)
     head = model.embed.weight.numel()
-    in_blocks = sum(block.params for block in blocks)
+    in_blocks = sum(cost.params for cost in costs)
     norms = params - embedding_params - in_blocks - (0 if config.tie_embeddings else head)
     return Cost(
         params=params,
         embedding_params=embedding_params,
-        active_params=sum(block.active_params for block in blocks) + norms + head,
-        flops_per_token=sum(block.flops_per_token for block in blocks) + 2 * head,
-        cache_bytes=sum(block.cache_bytes for block in blocks),
+        active_params=sum(cost.active_params for cost in costs) + norms + head,
+        flops_per_token=sum(cost.flops_per_token for cost in costs) + 2 * head,
+        cache_bytes=sum(cost.cache_bytes for cost in costs),
         context=context,
         cache_dtype=config.cache_dtype,
         layers=layers,

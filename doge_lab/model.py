@@ -15,15 +15,16 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PositiveInt
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer, PositiveInt, WithJsonSchema
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doge_lab import registry
-from doge_lab.block import Block, BlockConfig, Kind, RouterStats, SequenceBlock, StateBlock, parse_options
+from doge_lab.block import Block, BlockConfig, Kind, RouterStats, SequenceBlock, StateBlock
 from doge_lab.cache import Cache
 from doge_lab.errors import UserError
 from doge_lab.layers.masks import token_positions
+from doge_lab.strict import Strict, validate
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class BlockRef:
         except UserError as error:
             raise error.under("type") from None
         options = {name: option for name, option in written.items() if name != "type"}
-        return cls(kind, written["type"], parse_options(block, options))
+        return cls(kind, written["type"], validate(block.Config, options))
 
     def dump(self) -> dict[str, Any]:
         return {"type": self.type, **self.options.model_dump(mode="json")}
@@ -57,27 +58,31 @@ class BlockRef:
         return registry.get(self.kind, self.type)(d_model, layer_idx=layer_idx, n_layers=n_layers, **options)
 
 
-Sequence = Annotated[BlockRef, BeforeValidator(partial(BlockRef.parse, "sequence")), PlainSerializer(BlockRef.dump)]
-State = Annotated[BlockRef, BeforeValidator(partial(BlockRef.parse, "state")), PlainSerializer(BlockRef.dump)]
+def _field(kind: Kind) -> Any:
+    """The type of a field that holds a block; `x-block` marks the place for `doge_lab.schema`."""
+    return Annotated[
+        BlockRef,
+        BeforeValidator(partial(BlockRef.parse, kind)),
+        PlainSerializer(BlockRef.dump),
+        WithJsonSchema({"x-block": kind}),
+    ]
 
 
-class LayerConfig(BaseModel):
+class LayerConfig(Strict):
     """One entry of the pattern: a sequence block, then a state block, `repeat` times."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     repeat: PositiveInt = 1
     """How many layers in a row look like this."""
-    sequence: Sequence
+    sequence: _field("sequence")  # type: ignore[valid-type]
     """The block that moves information between tokens."""
-    state: State
+    state: _field("state")  # type: ignore[valid-type]
     """The block that transforms each token."""
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Strict):
     """A causal language model, declared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     vocab_size: PositiveInt | None = None
     """Tokens in the vocabulary; comes from the tasks, and may be written larger."""
@@ -127,7 +132,7 @@ class Layer(nn.Module):
         self.sequence.reset_parameters()
         self.state.reset_parameters()
         for norm in self.norms.values():
-            nn.init.ones_(norm.weight)
+            norm.reset_parameters()  # type: ignore[operator]
         for scale in self.scales.values():
             nn.init.ones_(scale)
 

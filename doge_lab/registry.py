@@ -80,8 +80,8 @@ def find(name: str) -> list[tuple["Kind", type["Block"]]]:
     """Every block called `name`, of either kind; naming a class here is consent to import it."""
     if ":" in name:
         allow_import(name)
-        block = _import_class(name)
-        return [(_checked(None, name, block).kind, block)]
+        block = _checked(None, name, _import_class(name))
+        return [(block.kind, block)]
     found = [(kind, get(kind, name)) for kind in KINDS if name in names(kind)]
     if not found:
         known = [known for kind in KINDS for known in names(kind)]

@@ -9,7 +9,7 @@ of each head before the rotation)
 Shape letters: B batch row, T new token, S visible token, D d_model, H query head, G key/value head, K head_dim.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Attention(SequenceBlock):
         qk_norm: bool = False
         """Normalise queries and keys per head, with a learned scale."""
 
-    def __init__(self, d_model: int, **options: object) -> None:
+    def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
         c = self.config
         self.n_heads, self.n_kv_heads = c.n_heads, c.n_kv_heads or c.n_heads

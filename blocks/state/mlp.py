@@ -5,6 +5,8 @@
 Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762 ; squared ReLU: So et al. 2021, https://arxiv.org/abs/2109.08668
 """
 
+from typing import Any
+
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ class MLP(StateBlock):
         activation: Activation = "gelu"
         """The function between the two maps."""
 
-    def __init__(self, d_model: int, **options: object) -> None:
+    def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
         d_hidden = self.config.d_hidden or 4 * d_model
         self.act = activation(self.config.activation)

@@ -1,8 +1,10 @@
-"""Rotary position embeddings. Source: Su et al. 2021, https://arxiv.org/abs/2104.09864
+"""Rotary position embeddings.
 
     [a, b] -> [a cos(p f) - b sin(p f),  a sin(p f) + b cos(p f)],   f_i = base^(-2i / K)
 
 with the head split into a first and a second half (the layout of LLaMA in `transformers`), p the position.
+
+Source: Su et al. 2021, https://arxiv.org/abs/2104.09864
 """
 
 import torch

@@ -1,0 +1,47 @@
+"""The command `doge-lab`. One file per command; each imports what it needs when it runs, so that --help is quick."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from doge_lab.cli import blocks, check, describe, report, schema, search, train
+from doge_lab.errors import UserError
+
+COMMANDS = (blocks, describe, check, train, search, report, schema)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="doge-lab",
+        description="How few bytes of cache can a language model keep while knowing as many facts?",
+        epilog="Start with: doge-lab search search_spaces/cache_vs_knowledge.yaml",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for command in COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0 done, 1 a check failed, 2 unusable input, 130 interrupted."""
+    options = build_parser().parse_args(words)
+    try:
+        return int(options.run(options))
+    except UserError as error:
+        print(f"doge-lab: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("doge-lab: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0  # the reader of our output has seen enough
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Options that several commands share."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_file(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE.yaml", help=what)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override a value, such as --set model.layers.0.repeat=2 (repeatable)",
+    )
+    parser.add_argument(
+        "--allow-import",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="consent to importing blocks that the file names as PACKAGE.module:Class (repeatable)",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+
+
+def consent(options: argparse.Namespace) -> None:
+    from doge_lab import registry
+
+    for package in options.allow_import:
+        registry.allow_import(package)
+
+
+def print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, allow_nan=False))

@@ -1,0 +1,121 @@
+"""`doge-lab search`: search a space for the Pareto front of measured bytes against measured bits."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doge_lab.cli.options import add_file, add_json, consent, print_json
+from doge_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from doge_lab.search.coordinator import Coordinator
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("search", help="search a space", description=__doc__)
+    add_file(parser, "a search space")
+    parser.add_argument("--trials", type=int, help="candidates to train (default: what the space says)")
+    parser.add_argument("--workers", type=int, help="processes that train (default: a core or a GPU each)")
+    parser.add_argument("--out", type=Path, help="folder of the study and the report (default: results/NAME)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampler and of the candidates (default 0)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda (all GPUs), cuda:1 ...")
+    parser.add_argument("--resume", action="store_true", help="continue the search in --out")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from doge_lab.search.config import load_space
+    from doge_lab.search.coordinator import Coordinator
+
+    consent(options)
+    trials = [f"search.trials={options.trials}"] if options.trials is not None else []
+    space = load_space(options.file, [*options.set, *trials])
+    out = options.out or Path("results") / space.name
+    search = Coordinator(
+        space,
+        out,
+        _devices(options.device, options.workers),
+        seed=options.seed,
+        resume=options.resume,
+        allow_import=options.allow_import,
+    )
+    try:
+        _watched(search, quiet=options.json)
+    except KeyboardInterrupt:
+        _finish(search, options, "Interrupted: what is finished is kept; --resume continues.")
+        return 130
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}; what is finished is kept", str(out)) from None
+    _finish(search, options)
+    return 0
+
+
+def _watched(search: "Coordinator", *, quiet: bool) -> None:
+    """Run the search under the live view."""
+    from rich.console import Console
+
+    from doge_lab.report.live import LiveFront
+
+    console = Console(stderr=True, quiet=quiet)
+    with LiveFront(search.space.search.objectives, search.space.search.trials, console=console) as view:
+
+        def show(search: "Coordinator") -> None:
+            trials = search.results().trials
+            notes = ", ".join(f"{number}: {note}" for number, note in search.notes.items() if number >= 0)
+            confirming = sum(number < 0 for number in search.notes)
+            phase = (
+                f"confirming the front on fresh test data ({confirming} running)" if search.phase == "confirm" else ""
+            )
+            view.update(trials, running=sum(trial.state == "running" for trial in trials), note=phase or notes)
+
+        search.on_change = show
+        search.run()
+
+
+def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") -> None:
+    from rich.console import Console
+
+    from doge_lab.report import write_report
+    from doge_lab.report.table import front_table
+
+    results = search.results()
+    written = write_report(results, search.directory)
+    if options.json:
+        print_json(
+            {
+                "directory": str(search.directory),
+                "report": str(written["report.html"]),
+                "trials": {
+                    state: sum(trial.state == state for trial in results.trials)
+                    for state in ("complete", "rejected", "failed", "running")
+                },
+                "front": json.loads(written["front.json"].read_text(encoding="utf-8")),
+            }
+        )
+        return
+    console = Console()
+    console.print(front_table(results))
+    if note:
+        console.print(note)
+    console.print(f"Report: {written['report.html']}", highlight=False)
+
+
+def _devices(device: str, workers: int | None) -> list[str]:
+    """A device for each worker."""
+    import os
+
+    from doge_lab.run import torch_device
+
+    if workers is not None and workers < 1:
+        raise UserError(f"must be at least 1, not {workers}", "--workers")
+    torch_device(device)
+    if device != "cuda":
+        return [device] * (
+            workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        )
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return [f"cuda:{index % gpus}" for index in range(workers or gpus)]

@@ -1,0 +1,125 @@
+"""`doge-lab train`: train one model on its tasks and score it in bits."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doge_lab.cli.options import add_file, add_json, consent, print_json
+from doge_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from doge_lab.config import RunConfig
+    from doge_lab.train import StepReport
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train one model and score it", description=__doc__)
+    add_file(parser, "a run file: model and tasks")
+    parser.add_argument("--out", type=Path, help="folder for records and weights (default: runs/NAME)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1, as in a search)")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    import torch
+
+    from doge_lab.config import load
+    from doge_lab.run import execute, torch_device
+    from doge_lab.train import Diverged
+
+    consent(options)
+    if options.threads < 1:
+        raise UserError(f"must be at least 1, not {options.threads}", "--threads")
+    torch.set_num_threads(options.threads)
+    torch_device(options.device)
+    try:
+        run = load(options.file, options.set).resolved()
+    except UserError as error:
+        raise error if error.path.startswith(("-", str(options.file))) else error.under(str(options.file)) from None
+    if not run.tasks:
+        raise UserError("there is nothing to train on; add tasks, such as `tasks: [{type: capacity}]`", "tasks")
+    out = options.out or Path("runs") / str(run.name)
+    ends = {}
+    with _Progress(run, quiet=options.json) as progress:
+        for task in run.tasks:
+            try:
+                ends[task.label] = execute(
+                    run, task, out / task.label, device=options.device, on_report=progress.reporter(task.label)
+                )
+            except Diverged as error:
+                raise UserError(f"{error}; lower train.lr, now {run.train_config(task).lr}", task.label) from None
+            except OSError as error:
+                raise UserError(f"cannot be written: {error.strerror}", str(error.filename or out)) from None
+    facts = {
+        "name": run.name,
+        "out": str(out),
+        "seed": run.seed,
+        "seeds": 1,
+        "cost": run.cost().dump(),
+        "tasks": {label: {**end["metrics"], "seconds": end["wall_seconds"]} for label, end in ends.items()},
+    }
+    if options.json:
+        print_json(facts)
+    else:
+        _print(facts)
+    return 0
+
+
+class _Progress:
+    """A bar per task on standard error, with the time left."""
+
+    def __init__(self, run: "RunConfig", *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            console=Console(stderr=True),
+            disable=quiet,
+        )
+        self._rows = {
+            task.label: self._bars.add_task(task.label, total=run.train_config(task).steps, loss=float("nan"))
+            for task in run.tasks
+        }
+
+    def __enter__(self) -> "_Progress":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def reporter(self, label: str) -> Any:
+        def report(point: "StepReport") -> None:
+            self._bars.update(self._rows[label], completed=point.step, loss=point.loss)
+
+        return report
+
+
+def _print(facts: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "bits", "of", "bits/param", "bits/active param", "accuracy", "seconds", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for label, metrics in facts["tasks"].items():
+        table.add_row(
+            label,
+            f"{metrics['bits']:,.1f}",
+            f"{metrics['max_bits']:,.1f}",
+            f"{metrics['bits_per_param']:.3f}",
+            f"{metrics['bits_per_active_param']:.3f}",
+            f"{metrics['accuracy']:.3f}",
+            f"{metrics['seconds']:.1f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"One seed ({facts['seed']}), so no interval. Records and weights: {facts['out']}")

@@ -1,0 +1,116 @@
+"""RunConfig: a model, tasks, training and a seed, as one YAML file declares them."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from doge_lab.cost import Cost, cost_of
+from doge_lab.errors import UserError
+from doge_lab.match import MatchConfig, solve
+from doge_lab.model import ModelConfig
+from doge_lab.optim import TrainConfig
+from doge_lab.strict import Strict, validate
+from doge_lab.tasks import AnyTask, Task
+from doge_lab.yamlfile import read_mapping, with_overrides
+
+
+class RunConfig(Strict):
+    """Everything that decides a run's result."""
+
+    name: str | None = None
+    """What it is called; the file's stem when left out."""
+    model: ModelConfig
+    """The architecture."""
+    tasks: tuple[AnyTask, ...] = ()
+    """What it is trained on and asked; each task trains its own copy of the model from scratch."""
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    """How it is trained; a task may differ in its own `train`."""
+    match: MatchConfig | None = None
+    """A cost to meet by solving one free width."""
+    seed: NonNegativeInt = 0
+    """Initialisation, data and order."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        labels = [task.label for task in self.tasks]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise UserError(f"two tasks are called {label!r}; give one of them a `name`", "tasks")
+        for index, task in enumerate(self.tasks):
+            try:
+                self.train_config(task)
+            except UserError as error:
+                raise error.under(f"tasks.{index}.train") from None
+        needed = max((task.vocab_size for task in self.tasks), default=0)
+        if self.model.vocab_size is not None and self.model.vocab_size < needed:
+            raise UserError(
+                f"{self.model.vocab_size} is smaller than the {needed} tokens that the tasks need; "
+                "leave it out or raise it",
+                "model.vocab_size",
+            )
+        return self
+
+    @property
+    def context(self) -> int:
+        """Tokens at which a search counts cache bytes: the longest sequence that a task scores."""
+        return max((task.context for task in self.tasks), default=1)
+
+    def train_config(self, task: Task) -> TrainConfig:
+        """The training options of one task: the run's, with the task's own on top."""
+        return validate(TrainConfig, {**self.train.model_dump(mode="json"), **task.train})
+
+    def cost(self, context: int | None = None) -> Cost:
+        """What the (resolved) model costs; raises `UserError` when it cannot be built."""
+        try:
+            return cost_of(self.model, context or self.context)
+        except UserError as error:
+            raise error.under("model") from None
+
+    def resolved(self) -> "RunConfig":
+        """The same run with nothing left open: vocabulary, matched width and table sizes filled in.
+
+        Raises `UserError` when no width meets the match or the model cannot be built.
+        """
+        vocab_size = self.model.vocab_size or max((task.vocab_size for task in self.tasks), default=None)
+        model = self.model.model_copy(update={"vocab_size": vocab_size})
+        if self.match is not None:
+            try:
+                model = solve(model, self.match, context=self.context)
+            except UserError as error:
+                raise (error if error.path.startswith("match") else error.under("model")) from None
+        run = self.model_copy(update={"model": model, "match": None})
+        params = run.cost().params
+        return run.model_copy(update={"tasks": tuple(task.sized_for(params) for task in run.tasks)})
+
+    def dump(self) -> dict[str, Any]:
+        """Plain data: what is left out of a file is written here."""
+        return self.model_dump(mode="json", exclude_none=False)
+
+
+def parse(written: Mapping[str, Any]) -> RunConfig:
+    """Validate plain data. Raises `UserError` with the path inside it."""
+    return validate(RunConfig, dict(written))
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run from a YAML or JSON file, with `path.to.key=value` overrides. Raises `UserError`."""
+    content = with_overrides(read_mapping(path), overrides)
+    content.setdefault("name", path.stem)
+    if "search" in content:
+        raise UserError("this file is a search space (it has `search:`); run it with `doge-lab search`", str(path))
+    try:
+        return parse(content)
+    except UserError as error:
+        raise error.under(str(path)) from None
+
+
+def fingerprint(run: RunConfig) -> str:
+    """Twelve hex digits that name a resolved run, whatever its seed and name: the same candidate, the same digits."""
+    content = run.dump()
+    del content["seed"], content["name"]
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,0 +1,135 @@
+"""Single-neuron experts, gathered without ever holding [tokens, picks, d].
+
+    pick_dot   a[t, p] = <x[t], table[pick[t, p]]>            each token against the rows that it picked
+    pick_sum   y[t]    = Σ_p a[t, p] table[pick[t, p]]        the picked rows, weighted and summed
+
+Each is the other's gradient with respect to its dense input. The gradient of the table is a weighted sum as well,
+over the tokens that picked a row: sorted by expert once, the picks of a row are a bag, so nothing is scattered.
+An embedding bag computes the sums and the gradient of its weights the dots, without a temporary larger than picks.
+
+Source: He 2024 (single-neuron experts), https://arxiv.org/abs/2407.04153 ; Berges et al. 2024 (bags sorted for the
+backward pass), https://arxiv.org/abs/2412.09764
+
+Shape letters: N token, P pick, E expert (row of the table), D width of a row.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# PyTorch's own gradient of an embedding bag's weights: a sampled dense-dense product. It is private to PyTorch.
+_SAMPLED_DOT = getattr(torch.ops.aten, "_embedding_bag_per_sample_weights_backward", None)
+_SUM_MODE = 0
+_FEW_FLOATS = 1 << 14  # gathered rows this small cost less than the bags' set-up
+_INT16_EXPERTS = 1 << 15
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Which rows each token picked.
+
+    indices: [N, P].
+    order: [N * P], the flat picks sorted by row; starts: [E], where each row's picks begin. None without gradients.
+    """
+
+    indices: Tensor
+    order: Tensor | None
+    starts: Tensor | None
+
+    @classmethod
+    def sort(cls, indices: Tensor, n_experts: int) -> "Picks":
+        """Prepare `indices` [N, P] for tables of `n_experts` rows; sorts them only where gradients are recorded."""
+        indices = indices.contiguous()
+        if not torch.is_grad_enabled():
+            return cls(indices, None, None)
+        flat = indices.flatten()
+        count = count_picks(indices, n_experts)
+        return cls(indices, _argsort(flat, n_experts), count.cumsum(0) - count)
+
+
+def count_picks(indices: Tensor, n_experts: int) -> Tensor:
+    """How often each expert was picked, [E]."""
+    flat = indices.flatten()
+    return torch.zeros(n_experts, dtype=flat.dtype, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
+
+
+def pick_dot(x: Tensor, table: Tensor, picks: Picks) -> Tensor:
+    """The dot product of each token with every row it picked: x [N, D], table [E, D] -> [N, P]."""
+    x, table = _same_dtype(x, table)
+    if _gathers(table, picks):
+        return (table[picks.indices] @ x[:, :, None]).squeeze(-1)
+    return _PickDot.apply(x, table, picks.indices, picks.order, picks.starts)
+
+
+def pick_sum(weights: Tensor, table: Tensor, picks: Picks) -> Tensor:
+    """The sum of the picked rows by weight: weights [N, P], table [E, D] -> [N, D]."""
+    weights, table = _same_dtype(weights, table)
+    if _gathers(table, picks):
+        return (weights[:, None] @ table[picks.indices]).squeeze(1)
+    return _PickSum.apply(weights, table, picks.indices, picks.order, picks.starts)
+
+
+def _gathers(table: Tensor, picks: Picks) -> bool:
+    """Whether to hold the gathered rows after all: they are few, or the bags cannot be had."""
+    return _SAMPLED_DOT is None or picks.indices.numel() * table.shape[1] <= _FEW_FLOATS
+
+
+def _same_dtype(*tensors: Tensor) -> list[Tensor]:
+    """In autocast's type where it is on, else in the first one's: bags do not promote."""
+    device = tensors[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+class _PickDot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor, indices: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+        ctx.save_for_backward(x, table, indices, order, starts)
+        return _sampled_dot(x, table, indices)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, table, indices, order, starts = ctx.saved_tensors
+        grad = grad.contiguous()
+        return _bag(grad, table, indices), _bag_by_row(grad, x, order, starts), None, None, None
+
+
+class _PickSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, table: Tensor, indices: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, table, indices, order, starts)
+        return _bag(weights, table, indices)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights, table, indices, order, starts = ctx.saved_tensors
+        grad = grad.contiguous()
+        return _sampled_dot(grad, table, indices), _bag_by_row(weights, grad, order, starts), None, None, None
+
+
+def _sampled_dot(x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+    token = torch.arange(len(indices), device=x.device).repeat_interleave(indices.shape[1])
+    dots = _SAMPLED_DOT(x.contiguous(), table, indices.flatten(), token, token, _SUM_MODE)
+    return dots.view_as(indices)
+
+
+def _bag(weights: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+    return F.embedding_bag(indices, table, mode="sum", per_sample_weights=weights)
+
+
+def _bag_by_row(weights: Tensor, x: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+    token = order.div(weights.shape[1], rounding_mode="trunc")
+    return F.embedding_bag(token, x, starts, mode="sum", per_sample_weights=weights.flatten().index_select(0, order))
+
+
+def _argsort(flat: Tensor, n_experts: int) -> Tensor:
+    # NumPy sorts 16-bit integers by radix, several times faster than torch sorts anything.
+    if flat.device.type == "cpu" and n_experts <= _INT16_EXPERTS and not torch.compiler.is_compiling():
+        return torch.from_numpy(flat.to(torch.int16).numpy().argsort(kind="stable"))
+    return flat.argsort(stable=True)

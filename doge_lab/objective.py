@@ -1,0 +1,61 @@
+"""What a search measures: a candidate's cost, and its score on every task, as named values."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from doge_lab.config import RunConfig, fingerprint
+from doge_lab.errors import UserError, did_you_mean
+from doge_lab.run import OnReport, execute
+from doge_lab.tasks import ScoredOn, Task
+
+COST_NAMES = ("cache_bytes", "params", "active_params", "flops_per_token")
+METRIC_NAMES = ("bits", "accuracy", "bits_per_param", "bits_per_active_param")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """metrics: task label -> metrics. cost: `Cost.dump()`. seconds: wall seconds of training and scoring."""
+
+    metrics: dict[str, dict[str, Any]]
+    cost: dict[str, Any]
+    seconds: float
+
+    def value(self, name: str) -> float:
+        """`cache_bytes`, or `capacity.bits`."""
+        task, _, metric = name.rpartition(".")
+        return float(self.metrics[task][metric] if task else self.cost[name])
+
+
+def check_names(names: Iterable[str], tasks: Iterable[Task]) -> None:
+    """Raise `UserError` for an objective that nothing will measure."""
+    known = [*COST_NAMES, *(f"{task.label}.{metric}" for task in tasks for metric in METRIC_NAMES)]
+    for name in names:
+        if name not in known:
+            raise UserError(f"nothing measures {name!r}{did_you_mean(name, known)}")
+
+
+def evaluate(
+    run: RunConfig,
+    folder: Path,
+    *,
+    scored_on: ScoredOn,
+    device: str = "cpu",
+    on_report: Mapping[str, OnReport] | None = None,
+) -> Measured:
+    """Train the resolved `run` on each of its tasks, below `folder`; what is finished there is not done again."""
+    metrics, seconds = {}, 0.0
+    for task in run.tasks:
+        report = (on_report or {}).get(task.label, lambda point: None)
+        end = execute(
+            run, task, run_folder(folder, run, task, scored_on), scored_on=scored_on, device=device, on_report=report
+        )
+        metrics[task.label] = end["metrics"]
+        seconds += end["wall_seconds"]
+    return Measured(metrics, run.cost().dump(), seconds)
+
+
+def run_folder(folder: Path, run: RunConfig, task: Task, scored_on: ScoredOn) -> Path:
+    """Where a run of a search is kept: named by what decides its result."""
+    return folder / f"{fingerprint(run)}-{task.label}-{scored_on}-seed{run.seed}"

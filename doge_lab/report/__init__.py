@@ -1,0 +1,27 @@
+"""The report of a search: a page for people, files for programs, a view of the terminal while it runs."""
+
+import re
+from pathlib import Path
+
+from doge_lab.files import write_text_atomically
+from doge_lab.report.files import front_json, run_file, run_yaml, trials_csv
+from doge_lab.search.front import Results
+
+__all__ = ["write_report"]
+
+
+def write_report(results: Results, directory: Path) -> dict[str, Path]:
+    """Write `report.html`, `front.json`, `trials.csv` and a run file per front model; name -> where it lies.
+
+    Each file is replaced whole. Run files of models that have left the front are removed. Raises `OSError`.
+    """
+    from doge_lab.report.page import page  # plotly and optuna take a second that reading a front does not need
+
+    texts = {run_file(candidate): run_yaml(candidate) for candidate in results.front}
+    texts |= {"trials.csv": trials_csv(results), "front.json": front_json(results), "report.html": page(results)}
+    for name, text in texts.items():
+        write_text_atomically(directory / name, text)
+    for old in (directory / "front").glob("trial-*.yaml"):
+        if re.fullmatch(r"trial-\d+\.yaml", old.name) and f"front/{old.name}" not in texts:
+            old.unlink()
+    return {name: directory / name for name in texts}

@@ -1,0 +1,140 @@
+"""A card per front model: what it is, what it reached, what it costs, how to build it again."""
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from doge_lab.report.files import rebuild_command, run_file
+from doge_lab.report.labels import (
+    METRICS,
+    binary_bytes,
+    layers_of,
+    model_label,
+    model_of,
+    model_options,
+    number,
+    objective_title,
+    printable,
+    seeds,
+    spread,
+)
+from doge_lab.report.models import ModelFacts
+from doge_lab.report.panel import title_of
+from doge_lab.report.table import confirmed_values
+from doge_lab.search.front import Candidate, Results
+
+_SHARES = ("accuracy", "saturation")
+
+
+def card(candidate: Candidate, results: Results, facts: ModelFacts) -> str:
+    """The whole card as HTML."""
+    command = html.escape(rebuild_command(candidate))
+    return f"""<article class="card" id="trial-{candidate.number}">
+<h3><span class="number">trial {candidate.number}</span> {escaped(model_label(candidate.trials[0].config))}</h3>
+{_faults(facts)}
+<div class="columns">
+<div>{_objectives(candidate, results)}{_layers(candidate)}</div>
+<div>{_details(_cost_rows(candidate, results))}{_tasks(candidate)}</div>
+</div>
+<div class="command"><code>{command}</code><button type="button" class="copy">copy</button></div>
+<p class="small">In this report's folder; the run is <a href="{run_file(candidate)}">{run_file(candidate)}</a>.</p>
+</article>"""
+
+
+def escaped(text: object) -> str:
+    return html.escape(printable(text))
+
+
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[int] = ()) -> str:
+    """A table of ready HTML cells that scrolls sideways where the screen is narrow; `numeric` columns align right."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "".join(
+            f'<{tag} class="n">{cell}</{tag}>' if column in numeric else f"<{tag}>{cell}</{tag}>"
+            for column, cell in enumerate(cells)
+        )
+
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{line("th", header)}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _faults(facts: ModelFacts) -> str:
+    return "".join(
+        f'<p class="fault">Known fault, check <b>{escaped(check)}</b>: {escaped(reason)}</p>'
+        for check, reason in facts.faults.items()
+    )
+
+
+def _objectives(candidate: Candidate, results: Results) -> str:
+    fresh = confirmed_values(candidate, results.objectives)
+    header = ["objective", f"in the search<br>({seeds(len(candidate.trials))})"]
+    if fresh:
+        header.append(f"on fresh test data<br>({seeds(len(candidate.confirmed))}{_interval(len(candidate.confirmed))})")
+    rows = []
+    for name in results.objectives:
+        row = [escaped(title_of(name, results)), spread([trial.values[name] for trial in candidate.trials])]
+        if fresh:
+            row.append(spread(fresh[name]) if name in fresh else "exact")
+        rows.append(row)
+    return html_table(header, rows, numeric=(1, 2))
+
+
+def _interval(count: int) -> str:
+    return ", no interval" if count == 1 else ", 95 % t interval"
+
+
+def _layers(candidate: Candidate) -> str:
+    config = candidate.trials[0].config
+    rows = [(str(repeat), escaped(sequence), escaped(state)) for repeat, sequence, state in layers_of(config)]
+    others = model_options(config)
+    width = f"d_model {escaped(model_of(config).get('d_model'))}" + (f", {escaped(others)}" if others else "")
+    table = html_table(("layers", "sequence block", "state block"), rows, numeric=(0,))
+    return f'{table}<p class="small">{width}; options that are not named have their defaults.</p>'
+
+
+def _cost_rows(candidate: Candidate, results: Results) -> list[tuple[str, str]]:
+    cost = candidate.trials[0].cost
+    names = ("params", "embedding_params", "active_params", "flops_per_token", "cache_bytes")
+    rows = [(escaped(title_of(name, results)), number(cost[name])) for name in names if name in cost]
+    if "cache_bytes" in cost:
+        title, value = rows[-1]
+        rows[-1] = (title, f"{value} ({binary_bytes(cost['cache_bytes'])})" if cost["cache_bytes"] >= 1024 else value)
+    return rows
+
+
+def _tasks(candidate: Candidate) -> str:
+    tasks = candidate.trials[0].metrics
+    return "".join(_details(_task_rows(candidate, task)) + _saturated(candidate, task) for task in tasks)
+
+
+def _task_rows(candidate: Candidate, task: str) -> list[tuple[str, str]]:
+    measured = {metric: _measured(candidate, task, metric) for metric in METRICS}
+    return [
+        (escaped(objective_title(f"{task}.{metric}")), _share(values) if metric in _SHARES else spread(values))
+        for metric, values in measured.items()
+        if values
+    ]
+
+
+def _measured(candidate: Candidate, task: str, metric: str) -> list[float]:
+    """The metric by seed; empty unless every seed has it as a finite number."""
+    found: list[Any] = [trial.metrics.get(task, {}).get(metric) for trial in candidate.trials]
+    fine = all(isinstance(value, int | float) and math.isfinite(value) for value in found)
+    return [float(value) for value in found] if fine else []
+
+
+def _share(values: Sequence[float]) -> str:
+    return f"{100 * fmean(values):.1f} %"
+
+
+def _saturated(candidate: Candidate, task: str) -> str:
+    metrics: Mapping[str, Any] = candidate.trials[0].metrics.get(task, {})
+    if not metrics.get("saturated"):
+        return ""
+    return f'<p class="fault">{escaped(task)} is saturated: the model may hold more than it was asked for.</p>'
+
+
+def _details(rows: Sequence[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows) + "</dl>"

@@ -1,0 +1,129 @@
+"""Figures 3 and 4, Optuna's own of the study: how the front grew, and which choices mattered."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+import plotly.graph_objects as go
+from optuna.exceptions import ExperimentalWarning
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization import plot_hypervolume_history, plot_optimization_history, plot_param_importances
+
+from doge_lab.report.panel import ACCENT, Panel, title_of
+from doge_lab.search.front import Results
+
+FEWEST_TRIALS = 10
+"""Below this, the best tenth of the trials is a single one, and no importance can be read off it."""
+STEADY_TRIALS = 50
+"""Optuna asks for five trials in the best tenth."""
+MOST_PARAMS = 12
+
+
+def study_panels(results: Results) -> list[Panel]:
+    """Figures 3 and 4: history, then importances for each objective. A study that cannot be read is said to be so."""
+    history = "How the front grew" if len(results.objectives) > 1 else "How the best value improved"
+    if not Path(results.study_path).is_file():
+        return [Panel("history", history, f"The study file {results.study_path} is missing.", None)]
+    try:
+        with _loaded(results.study_path) as study:
+            return [_history(study, results, history), *_importances(study, results)]
+    except (KeyError, ValueError) as error:  # no study in the file, or several
+        return [Panel("history", history, f"The study could not be read: {error}", None)]
+
+
+@contextmanager
+def _loaded(path: str) -> Iterator[optuna.Study]:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    try:
+        yield optuna.load_study(study_name=None, storage=storage)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _complete(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _history(study: optuna.Study, results: Results, title: str) -> Panel:
+    trials = _complete(study)
+    if not trials:
+        return Panel("history", title, "No trial is complete.", None)
+    if len(results.objectives) == 1:
+        name = next(iter(results.objectives))
+        figure = plot_optimization_history(study, target_name=title_of(name, results))
+        return Panel("history", title, "Every complete trial, and the best so far.", _plain(figure, "trial"))
+    reference = [results.reference[name] for name in results.objectives]
+    signs = [1 if direction == "maximize" else -1 for direction in results.objectives.values()]
+    if not any(
+        all(sign * (value - limit) >= 0 for sign, value, limit in zip(signs, trial.values, reference, strict=True))
+        for trial in trials
+    ):
+        return Panel("history", title, "No complete trial reaches the reference point, so the volume is zero.", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        figure = plot_hypervolume_history(study, reference)
+    where = "; ".join(f"{title_of(name, results)} = {results.reference[name]:,.0f}" for name in results.objectives)
+    caption = f"Hypervolume between the front and the reference point ({where}); only more of it is progress."
+    return Panel("history", title, caption, _plain(figure, "trial", "hypervolume"))
+
+
+def _importances(study: optuna.Study, results: Results) -> list[Panel]:
+    return [_importance(study, results, index, name) for index, name in enumerate(results.objectives)]
+
+
+def _importance(study: optuna.Study, results: Results, index: int, name: str) -> Panel:
+    panel, title = f"importance-{index}", f"What decided {title_of(name, results)}"
+    # Optuna's evaluator takes the lowest values for the best, whatever the study's direction.
+    sign = -1.0 if results.objectives[name] == "maximize" else 1.0
+
+    def target(trial: FrozenTrial) -> float:
+        return sign * trial.values[index]
+
+    trials = _complete(study)
+    if len(trials) < FEWEST_TRIALS:
+        count = f"{len(trials)} complete {'trial' if len(trials) == 1 else 'trials'}"
+        return Panel(panel, title, f"Needs {FEWEST_TRIALS} complete trials; there are {count}.", None)
+    if len({target(trial) for trial in trials}) == 1:
+        return Panel(panel, title, "All trials have the same value, so nothing decided it.", None)
+    with warnings.catch_warnings():
+        # That few trials make it shaky is said in the caption, that low values count as best is seen to above.
+        warnings.filterwarnings("ignore", message="(Some regimes|Target and region|PedAnova)", category=UserWarning)
+        try:
+            if not any(PedAnovaImportanceEvaluator().evaluate(study, target=target).values()):
+                return Panel(panel, title, "Optuna finds no choice that sets the best trials apart.", None)
+            figure = plot_param_importances(study, target=target, target_name=title_of(name, results))
+        except (ValueError, RuntimeError) as error:
+            return Panel(panel, title, f"Optuna cannot tell: {error}", None)
+    return Panel(panel, title, _importance_caption(len(trials), len(figure.data[0].y)), _largest(figure))
+
+
+def _importance_caption(trials: int, params: int) -> str:
+    best = -(-trials // 10)
+    shaky = f" Steady from about {STEADY_TRIALS} trials on: read it as a hint." if trials < STEADY_TRIALS else ""
+    cut = f" The {MOST_PARAMS} largest of {params}." if params > MOST_PARAMS else ""
+    return f"Share of what sets the best tenth ({best} of {trials} trials) apart (PED-ANOVA).{cut}{shaky}"
+
+
+def _largest(figure: go.Figure) -> go.Figure:
+    """The bars that count, largest on top."""
+    bars = figure.data[0]
+    for field in ("x", "y", "text", "hovertemplate"):
+        bars[field] = bars[field][-MOST_PARAMS:]
+    figure = _plain(figure, "share of importance")
+    figure.update_traces(marker_color=ACCENT)
+    figure.update_layout(yaxis={"title": None, "automargin": True}, height=90 + 26 * len(bars.y))
+    return figure
+
+
+def _plain(figure: go.Figure, x: str, y: str | None = None) -> go.Figure:
+    """Optuna's figure without its title and colours: the page has its own."""
+    figure.update_layout(template="none", title=None, xaxis_title=x, height=320)
+    if y is not None:
+        figure.update_layout(yaxis={"title": y, "exponentformat": "power"})
+    figure.update_traces(line_color=ACCENT, selector={"type": "scatter"})
+    figure.update_traces(marker={"size": 5, "color": ACCENT}, selector={"type": "scatter"})
+    return figure

@@ -1,0 +1,88 @@
+"""The front as rows of text, for the terminal and the page alike."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from doge_lab.report.labels import ARROWS, is_exact, model_label, objective_title, seeds, spread
+from doge_lab.search.front import Candidate, Direction, Results
+
+
+@dataclass(frozen=True)
+class FrontRow:
+    """One model of the front; `values` and `confirmed` (on fresh test data, by objective) are written out."""
+
+    number: int
+    label: str
+    values: tuple[str, ...]
+    seeds: int
+    confirmed: Mapping[str, str]
+    confirmed_seeds: int
+
+
+def front_rows(front: Sequence[Candidate], objectives: Mapping[str, Direction]) -> list[FrontRow]:
+    """Each model of the front with its objectives, mean and t interval over its seeds."""
+    return [
+        FrontRow(
+            number=candidate.number,
+            label=model_label(candidate.trials[0].config),
+            values=tuple(spread([trial.values[name] for trial in candidate.trials]) for name in objectives),
+            seeds=len(candidate.trials),
+            confirmed={name: spread(values) for name, values in confirmed_values(candidate, objectives).items()},
+            confirmed_seeds=len(candidate.confirmed),
+        )
+        for candidate in front
+    ]
+
+
+def confirmed_values(candidate: Candidate, objectives: Mapping[str, Direction]) -> dict[str, list[float]]:
+    """What was measured on fresh test data, by objective; nothing for what is exact."""
+    return {
+        name: [values[name] for values in candidate.confirmed]
+        for name in objectives
+        if not is_exact(name) and candidate.confirmed and all(name in values for values in candidate.confirmed)
+    }
+
+
+def front_table(results: Results) -> Table:
+    """The front, for a last look in the terminal; values on test data stand beside those of the search."""
+    rows = front_rows(results.front, results.objectives)
+    confirmed = [name for name in results.objectives if any(name in row.confirmed for row in rows)]
+    table = _table(results.objectives, results.context)
+    for name in confirmed:
+        table.add_column(Text(f"{objective_title(name)}, fresh test data"), justify="right")
+    if confirmed:
+        table.add_column("test seeds", justify="right", no_wrap=True)
+    for row in rows:
+        fresh = [*(row.confirmed.get(name, "") for name in confirmed), seeds(row.confirmed_seeds)]
+        table.add_row(*_cells(row), *(fresh if row.confirmed else ()))
+    return table
+
+
+def rows_table(rows: Sequence[FrontRow], objectives: Mapping[str, Direction], limit: int | None = None) -> Table:
+    """The given rows, cut to `limit` lines, the last of which says how many there are more."""
+    table = _table(objectives, None)
+    shown = rows if limit is None or len(rows) <= limit else rows[: max(1, limit - 1)]
+    for row in shown:
+        table.add_row(*_cells(row))
+    if len(shown) < len(rows):
+        table.add_row("", Text(f"and {len(rows) - len(shown)} more", style="dim"))
+    return table
+
+
+def _table(objectives: Mapping[str, Direction], context: int | None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    for name, direction in objectives.items():
+        table.add_column(Text(f"{objective_title(name, context)} {ARROWS[direction]}"), justify="right")
+    table.add_column("seeds", justify="right", no_wrap=True)
+    return table
+
+
+def _cells(row: FrontRow) -> list[Text]:
+    # As Text, because a name from a file may hold what rich would read as markup.
+    return [Text(cell) for cell in (str(row.number), row.label, *row.values, seeds(row.seeds))]

@@ -1,0 +1,157 @@
+"""One run: one task, one model trained from scratch, one folder with its record.
+
+FOLDER/record.jsonl        start: configuration, code, packages, seed, data hash, cost, device
+                           report: a point of the curve      end: metrics, seconds      failed: the reason
+FOLDER/model.safetensors   the trained weights
+FOLDER/checkpoint.safetensors   while it runs, for runs that take longer than half a minute
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from doge_lab.config import RunConfig, fingerprint
+from doge_lab.errors import UserError
+from doge_lab.model import CausalLM
+from doge_lab.tasks import Metrics, ScoredOn, Task
+from doge_lab.train import Diverged, StepReport, predictor, save_tensors, train
+
+RECORD, WEIGHTS, CHECKPOINT = "record.jsonl", "model.safetensors", "checkpoint.safetensors"
+PACKAGES = ("torch", "numpy", "einx", "transformers", "optuna", "pydantic")
+
+OnReport = Callable[[StepReport], None]
+
+
+def execute(
+    run: RunConfig,
+    task: Task,
+    folder: Path,
+    *,
+    scored_on: ScoredOn = "test",
+    device: str = "cpu",
+    on_report: OnReport = lambda report: None,
+) -> dict[str, Any]:
+    """Train and score the resolved `run` on one of its tasks; returns the record's last event.
+
+    A folder that holds this very run finished is read, not run again; unfinished, it is continued from its
+    checkpoint. Raises `UserError` when it holds another run, `Diverged` when the loss stops being a number.
+    """
+    identity = {"fingerprint": fingerprint(run), "seed": run.seed, "task": task.label, "scored_on": scored_on}
+    before = read_record(folder)
+    if before and {key: before[0].get(key) for key in identity} != identity:
+        raise UserError(f"{folder} holds another run (or other options); choose another --out")
+    if before and before[-1]["event"] == "end":
+        return before[-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    data = task.data(seed=run.seed, scored_on=scored_on)
+    cost = run.cost()
+    write = _Writer(folder / RECORD)
+    write("start", **identity, data_hash=data.data_hash(), **_provenance(device), config=run.dump(), cost=cost.dump())
+    model = CausalLM.build(run.model, seed=run.seed, device=torch_device(device))
+    config = run.train_config(task)
+    wall, cpu = time.monotonic(), time.process_time()
+
+    def report(point: StepReport) -> None:
+        write("report", step=point.step, loss=point.loss, aux_loss=point.aux_loss, lr=point.lr, seconds=point.seconds)
+        on_report(point)
+
+    try:
+        train(model, data, config, checkpoint=folder / CHECKPOINT, on_report=report)
+        metrics = data.evaluate(predictor(model))
+    except Diverged as error:
+        write("failed", reason=str(error))
+        raise
+    metrics |= _per_parameter(metrics, cost.params, cost.active_params)
+    metrics["exposures"] = data.exposures(config.steps * config.batch_size)
+    save_tensors(model.state_dict(), folder / WEIGHTS)
+    end = write("end", metrics=metrics, wall_seconds=time.monotonic() - wall, cpu_seconds=time.process_time() - cpu)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return end
+
+
+def read_record(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run; a line torn by a kill is left out. Empty when there is no record."""
+    try:
+        lines = (folder / RECORD).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    events = []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events
+
+
+def torch_device(name: str) -> torch.device:
+    """The device called `name`. Raises `UserError` when this machine has none such."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"device {name!r} cannot be used here ({reason}); use cpu, cuda or cuda:N", "--device"
+        ) from None
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return device
+
+
+def code_version() -> dict[str, Any]:
+    """Version of doge_lab and, in a git checkout, its commit and whether files were changed since."""
+    found: dict[str, Any] = {"doge_lab": metadata.version("doge-lab")}
+    root = Path(__file__).resolve().parent.parent
+    if (root / ".git").exists():
+        try:
+            found["commit"] = _git(root, "rev-parse", "HEAD")
+            found["dirty"] = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+        except (OSError, subprocess.SubprocessError):
+            pass
+    return found
+
+
+def _git(root: Path, *words: str) -> str:
+    asked = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10)
+    return asked.stdout.strip()
+
+
+def _provenance(device: str) -> dict[str, Any]:
+    return {
+        "code": code_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": {"device": device, "processor": platform.processor() or platform.machine()},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _per_parameter(metrics: Metrics, params: int, active_params: int) -> Metrics:
+    return {"bits_per_param": metrics["bits"] / params, "bits_per_active_param": metrics["bits"] / active_params}
+
+
+class _Writer:
+    """Appends events, a line each, on disk before the call returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: str, **facts: Any) -> dict[str, Any]:
+        content = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
+        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if torn else "") + json.dumps(content) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return content

@@ -1,0 +1,216 @@
+"""The process that owns the study: asks, screens, hands out, tells. Finished trials survive whatever ends it.
+
+A trial is told to the study as soon as it is done, and each of its runs has a record of its own, so ctrl-C, kill -9
+and a full disk cost at most what was being trained. A trial left running by a coordinator that died is taken up
+again on resume, under its own number.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import Trial as OptunaTrial
+
+from doge_lab import config
+from doge_lab.config import RunConfig, fingerprint
+from doge_lab.errors import UserError
+from doge_lab.objective import Measured
+from doge_lab.search.config import Space
+from doge_lab.search.front import Results
+from doge_lab.search.pool import DIED, DONE, FAILED, REPORT, Pool
+from doge_lab.search.space import Draw, Hole, Scalar, fill
+from doge_lab.search.study import Confirmed, open_study, read_results
+
+RUNS = "runs"
+ATTEMPTS = 3
+"""A trial whose worker dies is asked again at most twice."""
+REJECTIONS = 300
+"""Candidates rejected in a row before the search gives up: the space can hardly meet its constraints."""
+CONFIRM_SEED = 1000
+"""Confirmation starts from other initialisations too, far from the seeds of the search."""
+
+OnChange = Callable[["Coordinator"], None]
+
+
+@dataclass
+class Coordinator:
+    """One search. `devices` has an entry per worker; `on_change` is called whenever something happened."""
+
+    space: Space
+    directory: Path
+    devices: Sequence[str]
+    seed: int = 0
+    resume: bool = False
+    allow_import: Sequence[str] = ()
+    on_change: OnChange = lambda search: None
+    notes: dict[int, str] = field(default_factory=dict)
+    """Job number -> how far it is, for the live view."""
+    phase: str = "search"
+
+    def run(self) -> Results:
+        """Search, confirm the front, and return what a report needs. Raises `UserError` when nothing can be trained."""
+        self.study, self.storage = open_study(self.directory, self.space, seed=self.seed, resume=self.resume)
+        self.study_id = self.storage.get_study_id_from_name(self.study.study_name)
+        self.attempts: Counter[int] = Counter()
+        self.waiting = deque(self._left_running())
+        with Pool(self.devices, self.allow_import) as pool:
+            self._search(pool)
+            self._confirm(pool)
+        return self.results()
+
+    def results(self) -> Results:
+        return read_results(self.directory)
+
+    @property
+    def trained(self) -> int:
+        """Trials that were trained to an end, good or bad."""
+        done = (TrialState.COMPLETE, TrialState.FAIL)
+        return sum(
+            trial.state in done and "config" in trial.user_attrs for trial in self.study.get_trials(deepcopy=False)
+        )
+
+    def _search(self, pool: Pool) -> None:
+        while True:
+            while pool.idle and self.trained + len(pool.running) < self.space.search.trials:
+                pool.submit(self.waiting.popleft() if self.waiting else self._next_job())
+                self.on_change(self)
+            if not pool.running:
+                return
+            self._handle(pool, self._tell)
+
+    def _handle(self, pool: Pool, tell: Callable[[Mapping[str, Any], dict[str, Any]], None]) -> None:
+        """Wait for one event of the pool and act on it."""
+        event, job, content = pool.wait()
+        number = job.get("job", -1)
+        if event == REPORT:
+            self.notes[number] = f"{content['task']} {content['step']}/{content['steps']}"
+        elif event == DIED and job:
+            self.attempts[number] += 1
+            if self.attempts[number] < ATTEMPTS:
+                pool.submit(job)
+            else:
+                event, content = FAILED, {**content, "event": FAILED}
+        if event in (DONE, FAILED):
+            self.notes.pop(number, None)
+            tell(job, content)
+        self.on_change(self)
+
+    def _tell(self, job: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+        trial = self._trial(job["job"])
+        if content["event"] == FAILED:
+            self._end(trial, TrialState.FAIL, content["reason"])
+            return
+        measured = Measured(content["metrics"], trial.user_attrs["cost"], content["seconds"])
+        self._set(trial, "metrics", measured.metrics)
+        self._set(trial, "seconds", measured.seconds)
+        self.study.tell(trial.number, [measured.value(name) for name in self.space.search.objectives])
+
+    def _next_job(self) -> dict[str, Any]:
+        """Ask until a candidate is admissible; the others are rejected without training."""
+        reason = ""
+        for _ in range(REJECTIONS):
+            trial = self.study.ask()
+            try:
+                run = config.parse({**fill(self.space.run, _drawn_by(trial)), "name": self.space.name}).resolved()
+                cost = run.cost()
+            except UserError as error:
+                reason = str(error)
+                self._reject(trial, reason, {"match": 1.0})
+                continue
+            self._set(trial, "cost", cost.dump())
+            excess = self._excess(cost.dump())
+            for name, value in excess.items():
+                trial.set_constraint(name, value)
+            if any(value > 0 for value in excess.values()):
+                reason = ", ".join(f"{name} is {getattr(cost, name):,}" for name, v in excess.items() if v > 0)
+                self._reject(trial, f"outside the constraints: {reason}")
+                continue
+            return self._admit(trial, run)
+        raise UserError(f"{REJECTIONS} candidates in a row were rejected; the last one because {reason}", "search")
+
+    def _admit(self, trial: OptunaTrial, run: RunConfig) -> dict[str, Any]:
+        """A job for an admissible candidate; one that was drawn before gets another seed."""
+        candidate = fingerprint(run)
+        before = sum(other.user_attrs.get("candidate") == candidate for other in self.study.get_trials(deepcopy=False))
+        run = run.model_copy(update={"seed": run.seed + self.seed + before})
+        for name, value in {"candidate": candidate, "run_seed": run.seed, "config": run.dump()}.items():
+            self._set(trial, name, value)
+        return self._job(trial.number, run.dump(), "validation")
+
+    def _job(self, number: int, run: Mapping[str, Any], scored_on: str) -> dict[str, Any]:
+        return {"job": number, "run": run, "folder": str(self.directory / RUNS), "scored_on": scored_on}
+
+    def _excess(self, cost: Mapping[str, Any]) -> dict[str, float]:
+        bounds = self.space.search.constraints
+        return {name: float(bound.excess(cost[name])) for name, bound in bounds.items()}
+
+    def _reject(self, trial: OptunaTrial, reason: str, constraints: Mapping[str, float] | None = None) -> None:
+        for name, value in (constraints or {}).items():
+            trial.set_constraint(name, value)
+        self._end(trial, TrialState.PRUNED, reason)
+
+    def _end(self, trial: OptunaTrial | FrozenTrial, state: TrialState, reason: str) -> None:
+        self._set(trial, "reason", reason)
+        self.study.tell(trial.number, state=state)
+
+    def _set(self, trial: OptunaTrial | FrozenTrial, name: str, value: Any) -> None:
+        # Through the storage: a resumed trial has no `Trial` object, which exists only where it was asked for.
+        trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, trial.number)
+        self.storage.set_trial_user_attr(trial_id, name, value)
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _left_running(self) -> Iterable[dict[str, Any]]:
+        """Jobs of a coordinator that died; what died before it was screened is closed."""
+        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+            if "config" in trial.user_attrs:
+                yield self._job(trial.number, trial.user_attrs["config"], "validation")
+            else:
+                self._end(trial, TrialState.FAIL, "the search ended before this candidate was screened")
+
+    def _confirm(self, pool: Pool) -> None:
+        """Train the front again on fresh test data, from other seeds: what was chosen is not what is reported."""
+        self.phase = "confirm"
+        confirmed: Confirmed = self.study.user_attrs["confirmed"]
+        jobs = deque(self._confirmation_jobs(confirmed))
+
+        def keep(job: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+            measured = Measured(content.get("metrics", {}), self._trial(job["trial"]).user_attrs["cost"], 0.0)
+            if content["event"] == DONE:
+                values = {name: measured.value(name) for name in self.space.search.objectives}
+                confirmed.setdefault(job["candidate"], {})[str(job["run"]["seed"])] = values
+                self.study.set_user_attr("confirmed", confirmed)
+
+        while jobs or pool.running:
+            while jobs and pool.idle:
+                pool.submit(jobs.popleft())
+            self.on_change(self)
+            self._handle(pool, keep)
+
+    def _confirmation_jobs(self, confirmed: Confirmed) -> Iterable[dict[str, Any]]:
+        number = -1
+        for candidate in self.results().front:
+            first = candidate.trials[0]
+            for index in range(self.space.search.confirm_seeds):
+                seed = CONFIRM_SEED + self.seed + index
+                number -= 1
+                if str(seed) not in confirmed.get(first.candidate, {}):
+                    job = self._job(number, {**first.config, "seed": seed}, "test")
+                    yield {**job, "candidate": first.candidate, "trial": first.number}
+
+
+def _drawn_by(trial: OptunaTrial) -> Draw:
+    """Fill holes by asking Optuna."""
+
+    def draw(name: str, hole: Hole) -> Scalar:
+        if hole.kind == "choice":
+            return trial.suggest_categorical(name, hole.labels)
+        if hole.kind == "int":
+            return trial.suggest_int(name, int(hole.low), int(hole.high), step=hole.step, log=hole.log)
+        return trial.suggest_float(name, hole.low, hole.high, log=hole.log)
+
+    return draw

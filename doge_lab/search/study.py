@@ -1,0 +1,149 @@
+"""The study on disk: one SQLite file that one process writes, and everything a report needs read back from it."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from doge_lab.errors import UserError
+from doge_lab.search.config import SearchConfig, Space, parse_space
+from doge_lab.search.front import Results, State, Trial, candidates, front
+
+STUDY = "study.db"
+_STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "rejected",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+Confirmed = dict[str, dict[str, dict[str, float]]]
+"""Fingerprint -> seed -> objective -> value on fresh test data."""
+
+
+def open_study(directory: Path, space: Space, *, seed: int, resume: bool) -> tuple[Study, BaseStorage]:
+    """Create the study of a new search, or continue one. Raises `UserError` when that would mix two searches."""
+    path = directory / STUDY
+    if path.exists() and not resume:
+        raise UserError(f"{directory} already holds a search; say --resume to continue it, or choose another --out")
+    if resume and not path.exists():
+        raise UserError(f"{directory} holds no search to resume; leave --resume out to start one")
+    directory.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.get_storage(_url(path))
+    study = optuna.create_study(
+        storage=storage,
+        study_name=space.name,
+        directions=list(space.search.objectives.values()),
+        load_if_exists=True,
+    )
+    # A resumed sampler must not repeat the draws of the first part.
+    study.sampler = build_sampler(space.search, seed + len(study.trials))
+    if "space" not in study.user_attrs:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(space.search.objectives))
+        study.set_user_attr("seed", seed)
+        study.set_user_attr("confirmed", {})
+        study.set_user_attr("space", space.dump())
+        return study, storage
+    before = parse_space(study.user_attrs["space"], space.name)
+    if before.run != space.run or before.search.objectives != space.search.objectives:
+        raise UserError(f"{directory} was searched with another space; choose another --out")
+    return study, storage
+
+
+def build_sampler(search: SearchConfig, seed: int) -> BaseSampler:
+    """Optuna's sampler by name, seeded."""
+    if search.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, search.trials // 3)))
+    if search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if search.sampler == "qmc":
+        return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+    if search.sampler == "gp":
+        try:
+            import scipy  # noqa: F401
+        except ImportError:
+            raise UserError("the gp sampler needs scipy: pip install 'doge-lab[gp]'", "search.sampler") from None
+        return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, min(10, search.trials // 3)))
+
+
+def load_study(directory: Path) -> Study:
+    """The study in a search's folder. Raises `UserError` when there is none."""
+    path = directory / STUDY
+    if not path.exists():
+        raise UserError(f"{directory} holds no {STUDY}; name the --out folder of a search")
+    (summary,) = optuna.get_all_study_names(_url(path))
+    return optuna.load_study(study_name=summary, storage=_url(path))
+
+
+def read_results(directory: Path) -> Results:
+    """Everything that a report needs, from the study alone."""
+    study = load_study(directory)
+    space = parse_space(study.user_attrs["space"], study.study_name)
+    trials = tuple(_read_trial(trial, space.search) for trial in study.get_trials(deepcopy=False))
+    confirmed: Confirmed = study.user_attrs["confirmed"]
+    everyone = candidates(trials, {name: list(by_seed.values()) for name, by_seed in confirmed.items()})
+    return Results(
+        name=space.name,
+        directory=str(directory),
+        study_path=str(directory / STUDY),
+        space=space.dump(),
+        objectives=space.search.objectives,
+        reference=_reference(space.search, trials),
+        context=next((int(trial.cost["context"]) for trial in trials if trial.cost), 0),
+        trials=trials,
+        candidates=tuple(everyone),
+        front=tuple(front(everyone, space.search.objectives)),
+    )
+
+
+def _read_trial(trial: FrozenTrial, search: SearchConfig) -> Trial:
+    attrs = trial.user_attrs
+    values = dict(zip(search.objectives, trial.values, strict=True)) if trial.state == TrialState.COMPLETE else {}
+    return Trial(
+        number=trial.number,
+        state=_STATES[trial.state],
+        candidate=attrs.get("candidate", ""),
+        seed=attrs.get("run_seed", 0),
+        params=trial.params,
+        config=attrs.get("config", {}),
+        values=values,
+        metrics=attrs.get("metrics", {}),
+        cost=attrs.get("cost", {}),
+        reason=attrs.get("reason", ""),
+        seconds=attrs.get("seconds", 0.0),
+    )
+
+
+def _reference(search: SearchConfig, trials: tuple[Trial, ...]) -> dict[str, float]:
+    """The hypervolume's reference: zero for scores, the costliest admissible candidate for costs."""
+    return {
+        name: 0.0 if direction == "maximize" else _costliest(name, search, trials)
+        for name, direction in search.objectives.items()
+    }
+
+
+def _costliest(name: str, search: SearchConfig, trials: tuple[Trial, ...]) -> float:
+    bounds = search.constraints.get(name)  # type: ignore[call-overload]
+    if bounds is not None and bounds.max is not None:
+        return float(bounds.max)
+    return max((_known(trial, name) for trial in trials if trial.state in ("complete", "failed")), default=0.0)
+
+
+def _known(trial: Trial, name: str) -> float:
+    values: Mapping[str, float] = {**trial.cost, **trial.values}
+    return float(values.get(name, 0.0))
+
+
+def _url(path: Path) -> str:
+    return f"sqlite:///{path.resolve().as_posix()}"

@@ -1,0 +1,76 @@
+"""A long-lived worker process: reads jobs from standard input, a line of JSON each, and answers the same way.
+
+    job     {"job": 7, "run": {...}, "folder": "...", "scored_on": "validation"}
+    answer  {"event": "report", "job": 7, "task": "recall", "step": 120, "steps": 300}
+            {"event": "done", "job": 7, "metrics": {...}, "seconds": 8.1}
+            {"event": "failed", "job": 7, "reason": "..."}
+
+Text only: nothing is pickled. The worker ends when its input does, so it never outlives the coordinator. What a
+block prints goes to standard error.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from doge_lab import config, registry
+from doge_lab.objective import evaluate
+from doge_lab.train import Diverged, StepReport
+
+
+def main() -> None:
+    """Entry point of `python -m doge_lab.search.worker`."""
+    parser = argparse.ArgumentParser(description="Trains the candidates of a search; started by doge-lab search.")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--allow-import", action="append", default=[])
+    options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the coordinator's to handle
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    for package in options.allow_import:
+        registry.allow_import(package)
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    _answer(answers, event="ready")
+    for line in sys.stdin:
+        _work(json.loads(line), options.device, answers)
+
+
+def _work(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
+    number = job["job"]
+    folder = Path(job["folder"])
+
+    def report(point: StepReport, task: str) -> None:
+        _answer(answers, event="report", job=number, task=task, step=point.step, steps=point.steps)
+
+    try:
+        run = config.parse(job["run"])
+        reports = {task.label: partial(report, task=task.label) for task in run.tasks}
+        measured = evaluate(run, folder, scored_on=job["scored_on"], device=device, on_report=reports)
+    except Diverged as error:
+        _answer(answers, event="failed", job=number, reason=str(error))
+    except Exception as error:  # a block may raise anything: it fails its trial, never the search
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"error-{number}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        reason = str(error).strip().splitlines()[:1]
+        _answer(answers, event="failed", job=number, reason=": ".join([type(error).__name__, *reason]))
+    else:
+        _answer(answers, event="done", job=number, metrics=measured.metrics, seconds=measured.seconds)
+
+
+def _answer(answers: TextIO, **content: Any) -> None:
+    answers.write(json.dumps(content) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

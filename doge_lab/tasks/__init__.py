@@ -1,0 +1,42 @@
+"""Tasks: what a trained model is asked, scored in bits. A task's name is its file, found lazily, as for blocks."""
+
+import importlib
+import pkgutil
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny, WithJsonSchema
+
+from doge_lab.errors import UserError, did_you_mean
+from doge_lab.strict import validate
+from doge_lab.tasks.base import Batch, Metrics, Predict, ScoredOn, Task, TaskData
+
+__all__ = ["AnyTask", "Batch", "Metrics", "Predict", "ScoredOn", "Task", "TaskData", "get", "names", "parse"]
+
+
+def names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+
+
+def get(name: str) -> type[Task]:
+    """The task class called `name`. Raises `UserError` with a suggestion."""
+    if name not in names():
+        raise UserError(f"no task is named {name!r}{did_you_mean(name, names())}", "type")
+    module = importlib.import_module(f"{__name__}.{name}")
+    return next(
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Task) and value.__module__ == module.__name__
+    )
+
+
+def parse(written: Any) -> Task:
+    """Read `capacity` or `{type: capacity, n_entities: 1000}`."""
+    if isinstance(written, Task):
+        return written
+    options = {"type": written} if isinstance(written, str) else written
+    if not isinstance(options, dict) or not isinstance(options.get("type"), str):
+        raise UserError(f"a task is a name or a mapping with `type`, not {written!r}")
+    return validate(get(options["type"]), options)
+
+
+AnyTask = Annotated[SerializeAsAny[Task], BeforeValidator(parse), WithJsonSchema({"x-task": True})]

@@ -1,0 +1,205 @@
+"""What a check is given: one block class with options, built small, and the few ways of running it.
+
+Shape letters: B batch row, T token, D d_model.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from doge_lab.block import Block, Kind, SequenceBlock
+from doge_lab.cache import LayerCache, PerToken
+from doge_lab.model import BlockRef, CausalLM, LayerConfig, ModelConfig
+
+Mode = Literal["quick", "full"]
+
+TOLERANCE = 1e-5
+"""Largest difference allowed in float32, relative to the largest output."""
+SPLIT_TOLERANCE = 1e-4
+"""The same, where the order of the arithmetic changes: a recurrence against its parallel form."""
+NOTICEABLE = 1e-6
+"""A relative change above this is a change."""
+
+
+class Skipped(Exception):  # noqa: N818 (it is an outcome, not an error)
+    """A check that has nothing to look at; the message says why."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise of the contract. `kind` None means both kinds; `mode` is the least thorough mode that runs it."""
+
+    name: str
+    promise: str
+    run: Callable[["Case"], None]
+    kind: Kind | None = None
+    mode: Mode = "quick"
+
+
+def check(kind: Kind | None = None, mode: Mode = "quick") -> Callable[[Callable[["Case"], None]], Check]:
+    """Make a check of a function: its name is the check's, the first line of its docstring is the promise."""
+
+    def make(function: Callable[[Case], None]) -> Check:
+        promise = (function.__doc__ or "").split("\n")[0].rstrip(".")
+        return Check(function.__name__, promise, function, kind, mode)
+
+    return make
+
+
+@dataclass(frozen=True)
+class Case:
+    """A block class with options, and how thoroughly to look at it."""
+
+    block: type[Block]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    d_model: int = 32
+    full: bool = False
+
+    @property
+    def is_sequence(self) -> bool:
+        return issubclass(self.block, SequenceBlock)
+
+    def build(self, seed: int = 0) -> Any:
+        """A fresh block in evaluation mode, as the first of two layers."""
+        torch.manual_seed(seed)
+        return self.block(self.d_model, layer_idx=0, n_layers=2, **self.options).eval()
+
+    def trained(self) -> Any:
+        """A block after a few steps of training: what starts at zero can no longer hide a fault."""
+        block = self.build()
+        if self._trained_state:
+            block.load_state_dict(self._trained_state)
+        return block
+
+    @functools.cached_property
+    def _trained_state(self) -> dict[str, Tensor]:
+        # A block that cannot be trained, saved or loaded fails the checks of that; the others then look at it untrained.
+        try:
+            block = self.build()
+            fit(self, block, steps=3)
+            state = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+            self.build().load_state_dict(state)
+        except Exception:
+            return {}
+        return state if all(value.isfinite().all() for value in state.values()) else {}
+
+    def input(self, batch: int = 3, length: int = 17, seed: int = 1) -> Tensor:
+        """Normal numbers [B, T, D] that depend on the seed alone."""
+        return torch.randn(batch, length, self.d_model, generator=torch.Generator().manual_seed(seed))
+
+    @functools.cached_property
+    def windows(self) -> list[int]:
+        """The windows that the block's cache declares, smallest first."""
+        block = self.build()
+        if not isinstance(block, SequenceBlock):
+            return []
+        entries = block.cache_spec().values()
+        return sorted({entry.window for entry in entries if isinstance(entry, PerToken) and entry.window is not None})
+
+    @property
+    def long_length(self) -> int:
+        """Enough tokens to cross every window (up to 1024), and a few chunks of a chunked algorithm."""
+        return max(40, *(min(window, 1024) + 9 for window in self.windows), 0)
+
+    def model(self, seed: int = 0) -> CausalLM:
+        """Two layers of this block and nothing else, assembled and initialised as a user's model is."""
+        none = {kind: BlockRef.parse(kind, "none") for kind in ("sequence", "state")}
+        ref = _DirectRef(self.block.kind, self.block.__name__, self.build().config, self.block, self.options)
+        layer = LayerConfig(repeat=2, **{**none, self.block.kind: ref})  # type: ignore[arg-type]
+        return CausalLM.build(ModelConfig(vocab_size=11, d_model=self.d_model, layers=(layer,)), seed=seed)
+
+
+@dataclass(frozen=True)
+class _DirectRef(BlockRef):
+    """A reference that holds its class, so that a block without a name can be assembled too."""
+
+    block: type[Block]
+    given: Mapping[str, Any]
+
+    def build(self, d_model: int, *, layer_idx: int, n_layers: int) -> Block:
+        return self.block(d_model, layer_idx=layer_idx, n_layers=n_layers, **self.given)
+
+
+def output(block: Any, x: Tensor, attention_mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+    """`block`'s output [B, T, D], whatever its kind. Advances a given cache, as the model does."""
+    if not isinstance(block, SequenceBlock):
+        return block(x)
+    seen = 0 if cache is None else cache.position
+    y, _ = block(x, attention_mask, cache)
+    if cache is not None:
+        if cache.position != seen:
+            raise AssertionError("the block moves cache.position itself; the model advances it, once for all layers")
+        cache.advance(x.shape[1])
+    return y
+
+
+def in_chunks(
+    block: SequenceBlock,
+    x: Tensor,
+    chunks: Sequence[int],
+    attention_mask: Tensor | None = None,
+    *,
+    room: int = 0,
+    cache: LayerCache | None = None,
+) -> Tensor:
+    """The output of `x` [B, T, D] given in several calls with one cache that has `room` tokens to spare."""
+    if cache is None:
+        cache = block.init_cache(batch=len(x), capacity=x.shape[1] + room, dtype=x.dtype, device=x.device)
+    outputs = []
+    for chunk in x.split(list(chunks), dim=1):
+        end = cache.position + chunk.shape[1]
+        outputs.append(output(block, chunk, None if attention_mask is None else attention_mask[:, :end], cache))
+    return torch.cat(outputs, dim=1)
+
+
+def fit(case: Case, block: Any, steps: int, *, lr: float = 1e-2, inspect: Callable[[], None] | None = None) -> None:
+    """Train on random targets with AdamW without decay; `inspect` sees the gradients before each step."""
+    parameters = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    if not parameters:
+        return
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    block.train()
+    for step in range(steps):
+        optimizer.zero_grad()
+        torch.manual_seed(step)
+        training_loss(block, case.input(8, 32, seed=100 + step), case.input(8, 32, seed=200 + step)).backward()
+        if inspect is not None:
+            inspect()
+        optimizer.step()
+        block.after_step()
+    optimizer.zero_grad()
+    block.eval()
+
+
+def training_loss(block: Any, x: Tensor, target: Tensor) -> Tensor:
+    """Squared error plus what a routed block adds to the loss."""
+    loss = F.mse_loss(output(block, x), target)
+    return loss if block.router_stats is None else loss + block.router_stats.loss
+
+
+def close(actual: Tensor, expected: Tensor, promise: str, tolerance: float = TOLERANCE) -> None:
+    """Raise `AssertionError` unless the tensors agree, relative to the largest element of `expected`."""
+    if actual.shape != expected.shape:
+        raise AssertionError(f"{promise}: shape {tuple(actual.shape)}, not {tuple(expected.shape)}")
+    difference = relative_difference(actual, expected)
+    if not difference <= tolerance:
+        raise AssertionError(f"{promise}: off by {difference:.2g} of the largest output (allowed: {tolerance:g})")
+
+
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest element of `expected`; NaN when either holds a NaN."""
+    if not expected.numel():
+        return 0.0
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).abs().max() / (expected.abs().max().item() or 1.0))
+
+
+def require(condition: object, message: str) -> None:
+    """`assert` that also works under `python -O`."""
+    if not condition:
+        raise AssertionError(message)

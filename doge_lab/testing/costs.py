@@ -1,0 +1,125 @@
+"""Checks of declared costs: FLOPs against PyTorch's counter, active parameters against what moves the output.
+
+Shape letters: B batch row, T token, D d_model, R row of a parameter (its first dimension).
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from doge_lab.testing.case import Case, check, output, require
+
+TOKENS = 16
+"""Tokens looked at one by one: where heads choose the same expert for one of them, they do not for another."""
+
+
+@check()
+def flops(case: Case) -> None:
+    """`flops_per_token(context)` is what PyTorch counts in one decoding step, plus `uncounted_flops_per_token`."""
+    block = case.trained()
+    contexts = {1, 2, 17, 64, *(min(window, 1024) + offset for window in case.windows for offset in (-1, 0, 5))}
+    for context in sorted(context for context in contexts if context > 0):
+        declared, counted = block.flops_per_token(context), counted_flops(block, context)
+        by_hand = uncounted_flops(block, context)
+        apart = f" and {by_hand} by hand (uncounted_flops_per_token)" if by_hand else ""
+        require(
+            declared == counted + by_hand,
+            f"declares {declared} FLOPs per token at a context of {context}; PyTorch counts {counted}{apart}",
+        )
+
+
+def counted_flops(block: Any, context: int) -> int:
+    """FLOPs that PyTorch sees in one step with `context` tokens, fused attention off: it counts 0 for that."""
+    x = torch.randn(1, 1, block.d_model)
+    cache = None
+    if block.kind == "sequence":
+        cache = block.init_cache(batch=1, capacity=context)
+        cache.advance(context - 1)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        output(block, x, None, cache)
+    return int(counter.get_total_flops())
+
+
+def uncounted_flops(block: Any, context: int) -> int:
+    """What the block counts by hand because the counter cannot see it (sums of looked-up rows, scans)."""
+    method = getattr(block, "uncounted_flops_per_token", None)
+    return 0 if method is None else int(method(context))
+
+
+@check()
+def active_params(case: Case) -> None:
+    """`active_params` is the number of parameters, in whole rows, that can change the output of one token."""
+    block = case.trained()
+    total = sum(parameter.numel() for parameter in block.parameters())
+    declared = block.active_params()
+    require(block.num_params() == total, f"num_params says {block.num_params()}, there are {total}")
+    if not total:
+        require(declared == 0, f"declares {declared} active parameters and has none")
+        return
+    tokens = [_active_rows(case, block, token) for token in range(TOKENS)]
+    sizes = {name: parameter[:1].numel() if parameter.ndim else 1 for name, parameter in block.named_parameters()}
+    counts = [sum(int(rows.sum()) * sizes[name] for name, rows in token.items()) for token in tokens]
+    always = sum(
+        int(torch.stack([token[name] for token in tokens]).all(0).sum()) * size for name, size in sizes.items()
+    )
+    most = max(counts)
+    # Heads may agree on an expert, so that a token touches fewer than the heads' picks together.
+    least = most if min(counts) == most else most - always
+    enough = declared == most if min(counts) == most else 0 <= declared - most <= (declared - always) / 4
+    require(
+        enough and least >= 0,
+        f"declares {declared} active parameters of {total}; {most} can change one token's output",
+    )
+
+
+def _active_rows(case: Case, block: Any, seed: int) -> dict[str, Tensor]:
+    """For each parameter, which rows [R] can change the output of one token."""
+    # Three nearly equal tokens: they choose alike, and scores between them still matter to the last one's output.
+    x = case.input(1, 1, seed=seed) + 1e-3 * case.input(1, 3 if case.is_sequence else 1, seed=1000 + seed)
+    active: dict[str, Tensor] = {}
+    block.zero_grad()
+    y = output(block, x)[:, -1]
+    if y.requires_grad:
+        (y * case.input(1, 1, seed=2000 + seed)[:, 0]).sum().backward()
+    with torch.no_grad():
+        for name, parameter in block.named_parameters():
+            rows = torch.zeros(parameter.shape[:1] or (1,), dtype=torch.bool)
+            if parameter.grad is not None:
+                rows = (parameter.grad.reshape(len(rows), -1) != 0).any(1)
+            rows[_that_matter(block, x, parameter, (~rows).nonzero()[:, 0])] = True
+            active[name] = rows
+    return active
+
+
+def _that_matter(block: Any, x: Tensor, parameter: Tensor, rows: Tensor) -> Tensor:
+    """Those of `rows` without a gradient that change the output all the same: routers, units at rest."""
+    if not len(rows):
+        return rows
+    changes = functools.partial(_changes_output, block, x, parameter)
+    if not changes(rows):
+        return rows[:0]
+    if len(rows) == 1:
+        return rows
+    some = rows[:: max(1, len(rows) // 16)]
+    if all(changes(row[None]) for row in some):
+        return rows  # every row looked at matters alone: a matrix used whole, not a table of which a few are read
+    half = len(rows) // 2
+    return torch.cat([_that_matter(block, x, parameter, part) for part in (rows[:half], rows[half:])])
+
+
+def _changes_output(block: Any, x: Tensor, parameter: Tensor, rows: Tensor) -> bool:
+    kept = parameter.detach().clone()
+    flat = parameter.data.view(-1) if parameter.ndim == 0 else parameter.data
+    before = output(block, x)[:, -1]
+    scale = 10 * max(1.0, float(kept.abs().max()))
+    direction = torch.randn(flat[rows].shape, generator=torch.Generator().manual_seed(0))
+    changed = False
+    for sign in (1, -1):
+        flat[rows] += sign * scale * direction
+        changed |= not torch.equal(output(block, x)[:, -1], before)
+        parameter.data.copy_(kept)
+    return changed

@@ -1,0 +1,139 @@
+"""Checks of who may depend on whom: rows on no other row, tokens on no later token, a state block's on no other.
+
+Each is made in evaluation and in training mode, since batch statistics leak in training alone.
+
+Shape letters: B batch row, T token, D d_model.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from doge_lab.testing.case import NOTICEABLE, TOLERANCE, Case, check, close, output, relative_difference, require
+
+
+@check()
+def rows_independent(case: Case) -> None:
+    """A row of the batch gives what it gives alone, whatever the other rows hold."""
+    x = case.input(4)
+    for block, run in _modes(case):
+        y = run(x)
+        for scale in (1.0, 30.0):
+            changed = x.clone()
+            changed[0] += scale * case.input(1, seed=7)[0]
+            close(run(changed)[1:], y[1:], f"changing row 0 changed another row{_mode(block)}")
+    with torch.no_grad():
+        y = output(block := case.trained(), x)
+        for row in range(len(x)):
+            close(
+                output(block, x[row : row + 1]), y[row : row + 1], f"row {row} alone differs from row {row} in a batch"
+            )
+
+
+@check(kind="state")
+def tokens_independent(case: Case) -> None:
+    """A state block gives each token what it gives that token alone."""
+    x = case.input()
+    for block, run in _modes(case):
+        y, others = run(x), torch.arange(x.shape[1]) != 5
+        for scale in (1.0, 30.0):
+            changed = x.clone()
+            changed[:, 5] += scale * case.input(3, 1, seed=7)[:, 0]
+            close(run(changed)[:, others], y[:, others], f"changing a token changed another token{_mode(block)}")
+    block = case.trained()
+    with torch.no_grad():
+        y = output(block, x)
+        for t in range(x.shape[1]):
+            close(output(block, x[:, t : t + 1]), y[:, t : t + 1], f"token {t} alone differs from token {t} in its row")
+        # capacity limits drop tokens only when many of them want the same expert
+        crowd = x[:1, :1].expand(4, 32, -1)
+        alone = output(block, x[:1, :1]).expand(4, 32, -1)
+        close(output(block, crowd.contiguous()), alone, "equal tokens in one batch give different outputs")
+
+
+@check(kind="sequence")
+def causal(case: Case) -> None:
+    """Changing a token, or cutting the tokens after it, changes nothing earlier and something from it on."""
+    x = case.input(length=40)
+    for block, run in _modes(case):
+        y = run(x)
+        for t in (1, 16, 17, 32, 38, 39):
+            for scale in (1.0, 30.0):
+                changed = x.clone()
+                changed[:, t:] += scale * case.input(3, 40, seed=t)[:, t:]
+                z = run(changed)
+                close(
+                    z[:, :t], y[:, :t], f"changing token {t} and later changed an earlier token's output{_mode(block)}"
+                )
+            changed = x.clone()
+            changed[:, t] += 3 * case.input(3, 1, seed=t)[:, 0]
+            z = run(changed)
+            close(z[:, :t], y[:, :t], f"changing token {t} changed an earlier token's output{_mode(block)}")
+            later = relative_difference(z[:, t:], y[:, t:])
+            require(block.is_none or later > NOTICEABLE, f"changing token {t} changed nothing from it on")
+    block = case.trained()
+    _require_prefixes(case, block)
+    _require_no_gradient_from_the_future(case, block)
+
+
+def _require_prefixes(case: Case, block: Any) -> None:
+    for length, cuts in ((40, (1, 2, 16, 33)), (130, (65,))):
+        x = case.input(2, length)
+        with torch.no_grad():
+            y = output(block, x)
+            for cut in cuts:
+                close(
+                    output(block, x[:, :cut]),
+                    y[:, :cut],
+                    f"the first {cut} of {length} tokens alone give other outputs",
+                )
+            ones = torch.ones(2, length)
+            close(output(block, x, ones)[:, :cut], y[:, :cut], "a mask of ones changes the output")
+            close(output(block, x[:, :cut], ones[:, :cut]), y[:, :cut], f"with a mask, the first {cut} tokens differ")
+
+
+def _require_no_gradient_from_the_future(case: Case, block: Any) -> None:
+    x = case.input(2, 40).requires_grad_()
+    y = output(block, x)
+    if not y.requires_grad:
+        return
+    weights = case.input(2, 40, seed=9)
+    (whole,) = torch.autograd.grad((y * weights).sum(), x, retain_graph=True)
+    for t in range(1, 40) if case.full else (1, 2, 16, 32, 39):
+        (gradient,) = torch.autograd.grad((y * weights)[:, :t].sum(), x, retain_graph=True)
+        leak = float(gradient[:, t:].abs().max() / (whole.abs().max().item() or 1.0))
+        require(leak <= TOLERANCE, f"the outputs before token {t} have a gradient ({leak:.2g}) from token {t} or later")
+
+
+@check(kind="sequence")
+def mixes_tokens(case: Case) -> None:
+    """Information moves between tokens: the last output depends on the tokens before it."""
+    block, x = case.trained(), case.input()
+    require(not block.is_none or not block.cache_spec(), "`none` declares a cache")
+    if block.is_none:
+        return
+    changed = x.clone()
+    changed[:, -5:-1] = case.input(3, 4, seed=7)
+    with torch.no_grad():
+        y, z = output(block, x), output(block, changed)
+    moved = relative_difference(z[:, -1], y[:, -1])
+    require(moved > NOTICEABLE, "no information moves between tokens: the last output ignores the four before it")
+
+
+def _modes(case: Case) -> Iterator[tuple[Any, Any]]:
+    """The block in evaluation and in training mode, with a function that runs it under one seed without gradients."""
+    for training in (False, True):
+        block = case.trained().train(training)
+
+        def run(x: Tensor, block: Any = block) -> Tensor:
+            torch.manual_seed(0)  # dropout, if any, drops the same each time
+            with torch.no_grad():
+                return output(block, x)
+
+        yield block, run
+
+
+def _mode(block: Any) -> str:
+    return " in training mode" if block.training else ""

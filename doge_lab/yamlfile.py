@@ -1,0 +1,99 @@
+"""Reading YAML and JSON: safely, and with one clear line when a file cannot be used."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from doge_lab.errors import UserError
+
+LARGEST_BYTES = 10_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, where a key written twice is an error rather than a silent choice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen and key != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is written twice", key_node.start_mark)
+            seen.add(key if isinstance(key, str) else repr(key))
+        return super().construct_mapping(node, deep)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file. Raises `UserError` naming the file and the line."""
+    text = _read_text(path)
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not valid JSON at line {error.lineno}: {error.msg}", str(path)) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML{_place(error)}", str(path)) from None
+    except RecursionError:
+        raise UserError("nested too deeply", str(path)) from None
+    if content is None:
+        raise UserError("the file is empty", str(path))
+    if not isinstance(content, dict):
+        raise UserError(f"the file must hold a mapping such as `model: ...`, not a {type(content).__name__}", str(path))
+    return content
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.is_dir():
+            raise UserError("this is a folder; name a YAML or JSON file in it", str(path))
+        if path.stat().st_size > LARGEST_BYTES:
+            raise UserError(f"the file is larger than {LARGEST_BYTES:,} bytes, which no configuration is", str(path))
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError("no such file", str(path)) from None
+    except UnicodeDecodeError:
+        raise UserError("this is not a text file", str(path)) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", str(path)) from None
+    if "\0" in text:
+        raise UserError("this is not a text file", str(path))
+    return text
+
+
+def _place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f" at line {mark.line + 1}: {problem}" if mark else f": {problem}"
+
+
+def with_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply `path.to.0.key=value` overrides (values are YAML) to a copy. Raises `UserError` for a path that is not."""
+    changed = json.loads(json.dumps(content, default=str))
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise UserError(f"{override!r} must look like path.to.0.key=value", "--set")
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError:
+            raise UserError(f"the value of {override!r} is not valid YAML", "--set") from None
+        _assign(changed, path.split("."), value, path)
+    return changed
+
+
+def _assign(place: Any, parts: list[str], value: Any, path: str) -> None:
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        if isinstance(place, list):
+            if not part.isdigit() or int(part) >= len(place):
+                raise UserError(f"{path!r}: {part!r} is not an index below {len(place)}", "--set")
+            key: Any = int(part)
+        elif isinstance(place, dict):
+            key = part
+        else:
+            raise UserError(f"{path!r}: {parts[index - 1]!r} is {place!r}, which holds nothing below it", "--set")
+        if last:
+            place[key] = value
+        else:
+            place = place[key] if isinstance(place, list) else place.setdefault(key, {})
