@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, model_validator
 
 from doge_lab.cost import Cost, cost_of
-from doge_lab.errors import UserError
+from doge_lab.errors import UserError, in_file
 from doge_lab.match import MatchConfig, solve
 from doge_lab.model import ModelConfig
 from doge_lab.optim import TrainConfig
@@ -100,12 +100,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run from a YAML or JSON file, with `path.to.key=value` overrides. Raises `UserError`."""
     content = with_overrides(read_mapping(path), overrides)
     content.setdefault("name", path.stem)
-    if "search" in content:
-        raise UserError("this file is a search space (it has `search:`); run it with `doge-lab search`", str(path))
-    try:
+    with in_file(path):
+        if "search" in content:
+            raise UserError("this file is a search space (it has `search:`); run it with `doge-lab search`")
         return parse(content)
-    except UserError as error:
-        raise error.under(str(path)) from None
 
 
 def fingerprint(run: RunConfig) -> str:

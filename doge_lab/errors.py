@@ -1,28 +1,43 @@
 """The one exception that a user is meant to read."""
 
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UserError(ValueError):
     """Something the user wrote cannot be used: the message says what, the rule, and the way out, on one line.
 
-    `path` is the place inside the user's file, such as `model.layers.0.sequence`; outer callers prepend to it.
+    `path` is the place inside what was written, such as `model.layers.0.sequence`; outer callers prepend to it.
     """
 
-    def __init__(self, message: str, path: str = "") -> None:
+    def __init__(self, message: str, path: str = "", file: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.path = path
+        self.file = file
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.path else self.message
+        return ": ".join(part for part in (self.file, self.path, self.message) if part)
 
     def under(self, path: str) -> "UserError":
         """The same error, found below `path`."""
-        return UserError(self.message, ".".join(part for part in (path, self.path) if part))
+        return UserError(self.message, ".".join(part for part in (path, self.path) if part), self.file)
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
+@contextmanager
+def in_file(file: Path) -> Iterator[None]:
+    """Errors about a place inside `file` name the file; those about an option of the command line do not."""
+    try:
+        yield
+    except UserError as error:
+        if error.file or error.path.startswith("--"):
+            raise
+        raise UserError(error.message, error.path, str(file)) from None
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
     """`; did you mean 'attention'?` when `word` is close to a known name, else the known names."""
-    import difflib
-
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

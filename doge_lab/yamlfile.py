@@ -31,33 +31,42 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
     except json.JSONDecodeError as error:
-        raise UserError(f"not valid JSON at line {error.lineno}: {error.msg}", str(path)) from None
+        raise UserError(f"not valid JSON at line {error.lineno}: {error.msg}", file=str(path)) from None
     except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML{_place(error)}", str(path)) from None
+        raise UserError(f"not valid YAML{_place(error)}", file=str(path)) from None
     except RecursionError:
-        raise UserError("nested too deeply", str(path)) from None
+        raise UserError("nested too deeply", file=str(path)) from None
     if content is None:
-        raise UserError("the file is empty", str(path))
+        raise UserError("the file is empty", file=str(path))
     if not isinstance(content, dict):
-        raise UserError(f"the file must hold a mapping such as `model: ...`, not a {type(content).__name__}", str(path))
-    return content
+        raise UserError(f"the file must hold a mapping such as `model: ...`, not a {type(content).__name__}", file=str(path))
+    try:
+        return _plain(content)
+    except ValueError:
+        raise UserError("an alias in the file refers to itself", file=str(path)) from None
+
+
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which nothing is shared and dates are text again. Raises `ValueError` for a circle."""
+    copied: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    return copied
 
 
 def _read_text(path: Path) -> str:
     try:
         if path.is_dir():
-            raise UserError("this is a folder; name a YAML or JSON file in it", str(path))
+            raise UserError("this is a folder; name a YAML or JSON file in it", file=str(path))
         if path.stat().st_size > LARGEST_BYTES:
-            raise UserError(f"the file is larger than {LARGEST_BYTES:,} bytes, which no configuration is", str(path))
+            raise UserError(f"the file is larger than {LARGEST_BYTES:,} bytes, which no configuration is", file=str(path))
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError("no such file", str(path)) from None
+        raise UserError("no such file", file=str(path)) from None
     except UnicodeDecodeError:
-        raise UserError("this is not a text file", str(path)) from None
+        raise UserError("this is not a text file", file=str(path)) from None
     except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", str(path)) from None
+        raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from None
     if "\0" in text:
-        raise UserError("this is not a text file", str(path))
+        raise UserError("this is not a text file", file=str(path))
     return text
 
 
@@ -69,7 +78,7 @@ def _place(error: yaml.YAMLError) -> str:
 
 def with_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `path.to.0.key=value` overrides (values are YAML) to a copy. Raises `UserError` for a path that is not."""
-    changed = json.loads(json.dumps(content, default=str))
+    changed = _plain(content)
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
@@ -96,4 +105,7 @@ def _assign(place: Any, parts: list[str], value: Any, path: str) -> None:
         if last:
             place[key] = value
         else:
-            place = place[key] if isinstance(place, list) else place.setdefault(key, {})
+            below = place[key] if isinstance(place, list) else place.setdefault(key, {})
+            if isinstance(below, str):  # a block's bare name, which now gets an option
+                below = place[key] = {"type": below}
+            place = below

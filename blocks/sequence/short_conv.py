@@ -8,7 +8,7 @@ Source: Liquid AI 2025, LFM2 technical report, https://arxiv.org/abs/2511.23404
 Shape letters: B batch row, T new token, D d_model.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class ShortConv(SequenceBlock):
         gate: bool = True
         """Project and gate before and after the convolution; without, the block is the bare convolution."""
 
-    def __init__(self, d_model: int, **options: object) -> None:
+    def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
         self.conv = CausalConv(d_model, self.config.kernel_size)
         self.in_proj = nn.Linear(d_model, 3 * d_model, bias=False) if self.config.gate else None

@@ -42,6 +42,3 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0  # the reader of our output has seen enough
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from doge_lab.cli.options import add_file, add_json, consent, print_json
-from doge_lab.errors import UserError
+from doge_lab.errors import UserError, in_file
 
 if TYPE_CHECKING:
     from doge_lab.cost import Cost
@@ -28,12 +28,10 @@ def run(options: argparse.Namespace) -> int:
     if options.context is not None and options.context < 1:
         raise UserError(f"must be a positive number of tokens, not {options.context}", "--context")
     consent(options)
-    try:
+    with in_file(options.file):
         run = load(options.file, options.set).resolved()
         context = options.context or (run.context if run.tasks else DEFAULT_CONTEXT)
         cost = run.cost(context)
-    except UserError as error:
-        raise error if error.path.startswith(("-", str(options.file))) else error.under(str(options.file)) from None
     facts = cost.dump()
     if options.measure:
         facts["cache_bytes_held"] = held_cache_bytes(run.model, context)

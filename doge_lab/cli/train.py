@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doge_lab.cli.options import add_file, add_json, consent, print_json
-from doge_lab.errors import UserError
+from doge_lab.errors import UserError, in_file
 
 if TYPE_CHECKING:
     from doge_lab.config import RunConfig
@@ -35,12 +35,10 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"must be at least 1, not {options.threads}", "--threads")
     torch.set_num_threads(options.threads)
     torch_device(options.device)
-    try:
+    with in_file(options.file):
         run = load(options.file, options.set).resolved()
-    except UserError as error:
-        raise error if error.path.startswith(("-", str(options.file))) else error.under(str(options.file)) from None
-    if not run.tasks:
-        raise UserError("there is nothing to train on; add tasks, such as `tasks: [{type: capacity}]`", "tasks")
+        if not run.tasks:
+            raise UserError("there is nothing to train on; add tasks, such as `tasks: [{type: capacity}]`", "tasks")
     out = options.out or Path("runs") / str(run.name)
     ends = {}
     with _Progress(run, quiet=options.json) as progress:
@@ -69,20 +67,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 class _Progress:
-    """A bar per task on standard error, with the time left."""
+    """A bar per task with the time left, on standard error; where that is no terminal, a line now and then."""
 
     def __init__(self, run: "RunConfig", *, quiet: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        self._console = Console(stderr=True, quiet=quiet)
+        self._tenths: dict[str, int] = {}
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("loss {task.fields[loss]:.3f}"),
-            console=Console(stderr=True),
-            disable=quiet,
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
         )
         self._rows = {
             task.label: self._bars.add_task(task.label, total=run.train_config(task).steps, loss=float("nan"))
@@ -99,6 +99,11 @@ class _Progress:
     def reporter(self, label: str) -> Any:
         def report(point: "StepReport") -> None:
             self._bars.update(self._rows[label], completed=point.step, loss=point.loss)
+            tenth = 10 * point.step // point.steps
+            if self._bars.disable and tenth != self._tenths.get(label):
+                self._tenths[label] = tenth
+                left = point.seconds / point.step * (point.steps - point.step)
+                self._console.print(f"{label} {point.step}/{point.steps}, loss {point.loss:.3f}, {left:.0f} s left")
 
         return report
 

@@ -21,40 +21,39 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from doge_lab.layers.routing import count_picks
+
 # PyTorch's own gradient of an embedding bag's weights: a sampled dense-dense product. It is private to PyTorch.
-_SAMPLED_DOT = getattr(torch.ops.aten, "_embedding_bag_per_sample_weights_backward", None)
+_SAMPLED_DOT: Any = getattr(torch.ops.aten, "_embedding_bag_per_sample_weights_backward", None)
 _SUM_MODE = 0
-_FEW_FLOATS = 1 << 14  # gathered rows this small cost less than the bags' set-up
+_FEW_FLOATS = 1 << 13  # gathered rows this small cost less than the bags' set-up
 _INT16_EXPERTS = 1 << 15
 
 
 @dataclass(frozen=True)
 class Picks:
-    """Which rows each token picked.
+    """Which rows each token picked, prepared once for every table that is read with them.
 
     indices: [N, P].
-    order: [N * P], the flat picks sorted by row; starts: [E], where each row's picks begin. None without gradients.
+    counts: [E], how often each row was picked.
+    token: [N * P], which token each pick belongs to.
+    by_row: the picks sorted by row [N * P], their tokens [N * P], where each row's begin [E]; None without gradients.
     """
 
     indices: Tensor
-    order: Tensor | None
-    starts: Tensor | None
+    counts: Tensor
+    token: Tensor
+    by_row: tuple[Tensor, Tensor, Tensor] | None
 
     @classmethod
-    def sort(cls, indices: Tensor, n_experts: int) -> "Picks":
-        """Prepare `indices` [N, P] for tables of `n_experts` rows; sorts them only where gradients are recorded."""
-        indices = indices.contiguous()
+    def prepare(cls, indices: Tensor, n_experts: int) -> "Picks":
+        """`indices` [N, P] into tables of `n_experts` rows; sorted only where gradients are recorded."""
+        indices, counts = indices.contiguous(), count_picks(indices, n_experts)
+        token = torch.arange(len(indices), device=indices.device).repeat_interleave(indices.shape[1])
         if not torch.is_grad_enabled():
-            return cls(indices, None, None)
-        flat = indices.flatten()
-        count = count_picks(indices, n_experts)
-        return cls(indices, _argsort(flat, n_experts), count.cumsum(0) - count)
-
-
-def count_picks(indices: Tensor, n_experts: int) -> Tensor:
-    """How often each expert was picked, [E]."""
-    flat = indices.flatten()
-    return torch.zeros(n_experts, dtype=flat.dtype, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
+            return cls(indices, counts, token, None)
+        order = _argsort(indices.flatten(), n_experts)
+        return cls(indices, counts, token, (order, token.index_select(0, order), counts.cumsum(0) - counts))
 
 
 def pick_dot(x: Tensor, table: Tensor, picks: Picks) -> Tensor:
@@ -62,7 +61,7 @@ def pick_dot(x: Tensor, table: Tensor, picks: Picks) -> Tensor:
     x, table = _same_dtype(x, table)
     if _gathers(table, picks):
         return (table[picks.indices] @ x[:, :, None]).squeeze(-1)
-    return _PickDot.apply(x, table, picks.indices, picks.order, picks.starts)
+    return _PickDot.apply(x, table, picks.indices, picks.token, *(picks.by_row or [None] * 3))
 
 
 def pick_sum(weights: Tensor, table: Tensor, picks: Picks) -> Tensor:
@@ -70,12 +69,16 @@ def pick_sum(weights: Tensor, table: Tensor, picks: Picks) -> Tensor:
     weights, table = _same_dtype(weights, table)
     if _gathers(table, picks):
         return (weights[:, None] @ table[picks.indices]).squeeze(1)
-    return _PickSum.apply(weights, table, picks.indices, picks.order, picks.starts)
+    return _PickSum.apply(weights, table, picks.indices, picks.token, *(picks.by_row or [None] * 3))
 
 
 def _gathers(table: Tensor, picks: Picks) -> bool:
     """Whether to hold the gathered rows after all: they are few, or the bags cannot be had."""
-    return _SAMPLED_DOT is None or picks.indices.numel() * table.shape[1] <= _FEW_FLOATS
+    n_tokens, n_picks = picks.indices.shape
+    # Not every CUDA build has the private op in half precision.
+    bags = _SAMPLED_DOT is not None and (table.device.type == "cpu" or table.dtype in (torch.float32, torch.float64))
+    # One token always gathers, so that PyTorch's FLOP counter, which is blind to bags, sees all of a decoding step.
+    return not bags or n_tokens == 1 or n_tokens * n_picks * table.shape[1] <= _FEW_FLOATS
 
 
 def _same_dtype(*tensors: Tensor) -> list[Tensor]:
@@ -87,45 +90,45 @@ def _same_dtype(*tensors: Tensor) -> list[Tensor]:
 
 class _PickDot(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, indices: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-        ctx.save_for_backward(x, table, indices, order, starts)
-        return _sampled_dot(x, table, indices)
+    def forward(ctx: Any, x: Tensor, table: Tensor, indices: Tensor, token: Tensor, *by_row: Tensor) -> Tensor:
+        ctx.save_for_backward(x, table, indices, *by_row)
+        return _sampled_dot(x.contiguous(), table, indices, token)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, table, indices, order, starts = ctx.saved_tensors
+        x, table, indices, *by_row = ctx.saved_tensors
         grad = grad.contiguous()
-        return _bag(grad, table, indices), _bag_by_row(grad, x, order, starts), None, None, None
+        return _bag(grad, table, indices), _bag_by_row(grad, x, *by_row), *[None] * 5
 
 
 class _PickSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, table: Tensor, indices: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-        ctx.save_for_backward(weights, table, indices, order, starts)
+    def forward(ctx: Any, weights: Tensor, table: Tensor, indices: Tensor, token: Tensor, *by_row: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, table, indices, token, *by_row)
         return _bag(weights, table, indices)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weights, table, indices, order, starts = ctx.saved_tensors
+        weights, table, indices, token, *by_row = ctx.saved_tensors
         grad = grad.contiguous()
-        return _sampled_dot(grad, table, indices), _bag_by_row(weights, grad, order, starts), None, None, None
+        return _sampled_dot(grad, table, indices, token), _bag_by_row(weights, grad, *by_row), *[None] * 5
 
 
-def _sampled_dot(x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
-    token = torch.arange(len(indices), device=x.device).repeat_interleave(indices.shape[1])
-    dots = _SAMPLED_DOT(x.contiguous(), table, indices.flatten(), token, token, _SUM_MODE)
-    return dots.view_as(indices)
+def _sampled_dot(x: Tensor, table: Tensor, indices: Tensor, token: Tensor) -> Tensor:
+    # The op's offsets matter to modes other than the sum alone.
+    return _SAMPLED_DOT(x, table, indices.flatten(), token, token, _SUM_MODE).view_as(indices)
 
 
 def _bag(weights: Tensor, table: Tensor, indices: Tensor) -> Tensor:
-    return F.embedding_bag(indices, table, mode="sum", per_sample_weights=weights)
+    # Detached, because a bag of rows that may want gradients also records what its own backward pass would need.
+    return F.embedding_bag(indices, table.detach(), mode="sum", per_sample_weights=weights)
 
 
-def _bag_by_row(weights: Tensor, x: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    token = order.div(weights.shape[1], rounding_mode="trunc")
-    return F.embedding_bag(token, x, starts, mode="sum", per_sample_weights=weights.flatten().index_select(0, order))
+def _bag_by_row(weights: Tensor, x: Tensor, order: Tensor, token: Tensor, starts: Tensor) -> Tensor:
+    sorted_weights = weights.flatten().index_select(0, order)
+    return F.embedding_bag(token, x.detach(), starts, mode="sum", per_sample_weights=sorted_weights)
 
 
 def _argsort(flat: Tensor, n_experts: int) -> Tensor:

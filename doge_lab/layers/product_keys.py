@@ -32,16 +32,15 @@ def product_key_top_k(halves: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k > n * n:
         raise ValueError(f"product keys of {n} rows and {n} columns hold {n * n} pairs, fewer than k={k}")
     best = top_k_indices(halves.transpose(0, 1), min(k, n)).transpose(0, 1)  # [2, min(k, n), ...]
-    rank = _staircase(n, k, halves.device)  # [2, pairs]
-    candidates = torch.stack([half.index_select(0, ranks) for half, ranks in zip(best, rank, strict=True)])
-    sums = halves.detach().gather(1, candidates).sum(dim=0)
+    rows, columns = halves.detach().gather(1, best)
+    ranks = _staircase(n, k, halves.device)  # [2, pairs]
+    sums = rows.index_select(0, ranks[0]) + columns.index_select(0, ranks[1])
     chosen = top_k_indices(sums, k)
-    pair = candidates.gather(1, chosen.expand(2, *chosen.shape))  # [2, k, ...]
-    scores = halves.gather(1, pair).sum(dim=0)
-    return scores, pair[0] * n + pair[1]
+    pair = best.gather(1, ranks.index_select(1, chosen.flatten()).view(2, *chosen.shape))
+    return halves.gather(1, pair).sum(0), pair[0] * n + pair[1]
 
 
 def _staircase(n: int, k: int, device: torch.device) -> Tensor:
-    """The pairs of ranks [2, pairs] that can be among the best k, the surest first."""
+    """The pairs of ranks [2, pairs] that can be among the best k."""
     pairs = [(i, j) for i in range(min(k, n)) for j in range(min(k // (i + 1), n))]
-    return torch.tensor(pairs, device=device).t().contiguous()
+    return torch.tensor([i for i, _ in pairs] + [j for _, j in pairs], device=device).view(2, -1)

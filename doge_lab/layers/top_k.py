@@ -8,8 +8,8 @@ all rows at once then find the same positions, 1.2 to 4 times faster wherever `n
 import torch
 from torch import Tensor
 
-_MIN_ROWS = 1024
-_MAX_WORK = 128  # n * k, where the passes over memory begin to cost more than they save
+_MIN_SCORES = 1 << 14  # below it, setting up the passes costs more than they save
+_MAX_WORK = 128  # n * k; above it, the passes do
 _POSITION_BITS = 0xFFFF
 
 
@@ -20,7 +20,7 @@ def top_k_indices(scores: Tensor, k: int) -> Tensor:
     """
     scores, n = scores.detach(), scores.shape[0]
     packs = scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if packs and n * k <= _MAX_WORK and scores.numel() >= n * _MIN_ROWS:
+    if packs and scores.numel() >= _MIN_SCORES and n * k <= _MAX_WORK:
         return _packed_top_k(scores, k)
     return scores.topk(k, dim=0).indices
 

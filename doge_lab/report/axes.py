@@ -26,7 +26,8 @@ def axis(title: str, values: Sequence[float], *, in_bytes: bool = False, always_
     positive = [value for value in values if value > 0]
     wide = bool(positive) and min(values) >= 0 and max(positive) >= WIDE * min(positive)
     if not wide and not (always_log and positive):
-        return Axis(lambda value: value, {"title": title, "tickformat": ",", "zeroline": False})
+        layout = {"title": title, "tickformat": ",", "zeroline": False}
+        return Axis(lambda value: value, layout | ({"rangemode": "nonnegative"} if min(values) >= 0 else {}))
     low, high = math.log2(min(positive)), math.log2(max(positive))
     margin = max(0.5, 0.06 * (high - low))
     zero = 2 ** (low - max(1.0, 0.12 * (high - low))) if min(values) == 0 else None

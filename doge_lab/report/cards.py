@@ -26,6 +26,8 @@ from doge_lab.report.table import confirmed_values
 from doge_lab.search.front import Candidate, Results
 
 _SHARES = ("accuracy", "saturation")
+_OF_A_TABLE = ("bits_per_param", "bits_per_active_param", "exposures")
+"""Metrics that mean something only where the weights learn a table by heart."""
 
 
 def card(candidate: Candidate, results: Results, facts: ModelFacts) -> str:
@@ -67,22 +69,27 @@ def _faults(facts: ModelFacts) -> str:
     )
 
 
+def fresh_line(value: str) -> str:
+    """A second line in a cell: what was measured on fresh test data."""
+    return f'<div class="fresh">test {value}</div>' if value else ""
+
+
 def _objectives(candidate: Candidate, results: Results) -> str:
     fresh = confirmed_values(candidate, results.objectives)
-    header = ["objective", f"in the search<br>({seeds(len(candidate.trials))})"]
-    if fresh:
-        header.append(f"on fresh test data<br>({seeds(len(candidate.confirmed))}{_interval(len(candidate.confirmed))})")
     rows = []
     for name in results.objectives:
-        row = [escaped(title_of(name, results)), spread([trial.values[name] for trial in candidate.trials])]
-        if fresh:
-            row.append(spread(fresh[name]) if name in fresh else "exact")
-        rows.append(row)
-    return html_table(header, rows, numeric=(1, 2))
+        value = spread([trial.values[name] for trial in candidate.trials])
+        again = spread(fresh[name]) if name in fresh else ""
+        rows.append((escaped(title_of(name, results)), value + fresh_line(again)))
+    table = html_table(("objective", "value"), rows, numeric=(1,))
+    said = f"In the search: {_seeds(len(candidate.trials))}."
+    if fresh:
+        said += f" Test, on fresh data: {_seeds(len(candidate.confirmed))}."
+    return f'{table}<p class="small">{said}</p>'
 
 
-def _interval(count: int) -> str:
-    return ", no interval" if count == 1 else ", 95 % t interval"
+def _seeds(count: int) -> str:
+    return "one seed, no interval" if count == 1 else f"{seeds(count)}, 95 % t interval"
 
 
 def _layers(candidate: Candidate) -> str:
@@ -110,7 +117,10 @@ def _tasks(candidate: Candidate) -> str:
 
 
 def _task_rows(candidate: Candidate, task: str) -> list[tuple[str, str]]:
-    measured = {metric: _measured(candidate, task, metric) for metric in METRICS}
+    memorised = "saturation" in candidate.trials[0].metrics[task]
+    measured = {
+        metric: _measured(candidate, task, metric) for metric in METRICS if memorised or metric not in _OF_A_TABLE
+    }
     return [
         (escaped(objective_title(f"{task}.{metric}")), _share(values) if metric in _SHARES else spread(values))
         for metric, values in measured.items()

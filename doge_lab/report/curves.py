@@ -26,7 +26,7 @@ def cache_panel(results: Results, facts: Mapping[int, ModelFacts]) -> Panel:
     every = [value for curve in curves for _, value in curve]
     y = axis(objective_title("cache_bytes", None, cache_dtype(results)), every, in_bytes=True, always_log=True)
     figure = go.Figure(layout_template="none")
-    shades = sample_colorscale(SCALE, [0.15 + 0.65 * i / max(1, len(curves) - 1) for i in range(len(curves))])
+    shades = sample_colorscale(SCALE, [0.25 + 0.55 * i / max(1, len(curves) - 1) for i in range(len(curves))])
     for index, (curve, models) in enumerate(curves.items()):
         figure.add_trace(_curve(curve, models, y, shades[index], index))
     figure.add_trace(_mark(results.context, [y.place(value) for value in every]))

@@ -155,10 +155,12 @@ def _confirmed(results: Results, plane: _Plane) -> list[go.Scatter]:
             if values:
                 place[coordinate][index], half = t_interval(values)
                 errors[coordinate][index] = half or 0.0
-    bars = {f"error_{name}": {"array": half, "color": OUTLINE, "thickness": 1} for name, half in errors.items()}
+    bars = {
+        f"error_{name}": {"array": half, "color": OUTLINE, "thickness": 1} for name, half in errors.items() if any(half)
+    }
     trace = go.Scatter(
         **place,
-        **{name: bar for name, bar in bars.items() if any(bar["array"])},
+        **bars,
         mode="markers",
         marker={"symbol": "diamond-open", "size": 9, "color": OUTLINE, "line": {"width": 1.5}},
         name="on fresh test data",

@@ -8,7 +8,7 @@ from string import Template
 import yaml
 from plotly.offline import get_plotlyjs
 
-from doge_lab.report.cards import card, escaped, html_table
+from doge_lab.report.cards import card, escaped, fresh_line, html_table
 from doge_lab.report.curves import cache_panel
 from doge_lab.report.figures import front_panel
 from doge_lab.report.labels import ARROWS, duration, is_exact, plain, plural, seeds
@@ -120,18 +120,15 @@ def _front_table(results: Results) -> str:
     rows = front_rows(results.front, results.objectives)
     if not rows:
         return ""
-    confirmed = [name for name in results.objectives if any(name in row.confirmed for row in rows)]
-    header = ["trial", "model", *(_heading(name, results) for name in results.objectives)]
-    header += ["seeds", *(f"{escaped(title_of(name, results))}, fresh test data" for name in confirmed)]
-    header += ["test seeds"] if confirmed else []
+    header = ["trial", *(_heading(name, results) for name in results.objectives), "seeds", "model"]
     body = []
     for row in rows:
-        cells = [f'<a href="#trial-{row.number}">{row.number}</a>', escaped(row.label), *row.values, seeds(row.seeds)]
-        if confirmed:
-            cells += [row.confirmed.get(name, "–") for name in confirmed]
-            cells.append(seeds(row.confirmed_seeds) if row.confirmed else "–")
-        body.append(cells)
-    return html_table(header, body, numeric=(0, *range(2, len(header))))
+        fresh = [fresh_line(row.confirmed.get(name, "")) for name in results.objectives]
+        values = [value + below for value, below in zip(row.values, fresh, strict=True)]
+        number = f'<a href="#trial-{row.number}">{row.number}</a>'
+        again = fresh_line(seeds(row.confirmed_seeds)) if row.confirmed_seeds else ""
+        body.append([number, *values, seeds(row.seeds) + again, escaped(row.label)])
+    return html_table(header, body, numeric=range(len(header) - 1))
 
 
 def _panel(panel: Panel) -> str:
@@ -156,4 +153,5 @@ def _reasons(results: Results) -> str:
         table += f"<p>The first {MOST_REASONS} of {len(rows):,}; trials.csv has all.</p>"
     states = Counter(trial.state for trial in rows)
     said = ", ".join(f"{count:,} {state}" for state, count in sorted(states.items()))
-    return f"<details{'' if results.front else ' open'}><summary>Rejected and failed trials: {said}</summary>{table}</details>"
+    opened = "" if results.front else " open"
+    return f"<details{opened}><summary>Rejected and failed trials: {said}</summary>{table}</details>"

@@ -1,7 +1,8 @@
 """Figures 3 and 4, Optuna's own of the study: how the front grew, and which choices mattered."""
 
+import html
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import plotly.graph_objects as go
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization import plot_hypervolume_history, plot_optimization_history, plot_param_importances
+from optuna.visualization import plot_hypervolume_history, plot_optimization_history
 
+from doge_lab.report.labels import printable
 from doge_lab.report.panel import ACCENT, Panel, title_of
 from doge_lab.search.front import Results
 
@@ -27,18 +29,21 @@ def study_panels(results: Results) -> list[Panel]:
     history = "How the front grew" if len(results.objectives) > 1 else "How the best value improved"
     if not Path(results.study_path).is_file():
         return [Panel("history", history, f"The study file {results.study_path} is missing.", None)]
-    try:
-        with _loaded(results.study_path) as study:
-            return [_history(study, results, history), *_importances(study, results)]
-    except (KeyError, ValueError) as error:  # no study in the file, or several
-        return [Panel("history", history, f"The study could not be read: {error}", None)]
+    with _storage(results.study_path) as storage:
+        names = optuna.get_all_study_names(storage)
+        if len(names) != 1:
+            caption = f"The file {results.study_path} holds {len(names)} studies instead of one."
+            return [Panel("history", history, caption, None)]
+        # By name: asked for the only study, Optuna logs that it had to look.
+        study = optuna.load_study(study_name=names[0], storage=storage)
+        return [_history(study, results, history), *_importances(study, results)]
 
 
 @contextmanager
-def _loaded(path: str) -> Iterator[optuna.Study]:
+def _storage(path: str) -> Iterator[optuna.storages.RDBStorage]:
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
     try:
-        yield optuna.load_study(study_name=None, storage=storage)
+        yield storage
     finally:
         storage.remove_session()
         storage.engine.dispose()
@@ -72,6 +77,11 @@ def _history(study: optuna.Study, results: Results, title: str) -> Panel:
 
 
 def _importances(study: optuna.Study, results: Results) -> list[Panel]:
+    trials = _complete(study)
+    if len(trials) < FEWEST_TRIALS:
+        there = f"there {'is' if len(trials) == 1 else 'are'} {len(trials)}"
+        caption = f"Which choices mattered needs {FEWEST_TRIALS} complete trials to tell; {there}."
+        return [Panel("importance", "What decided", caption, None)]
     return [_importance(study, results, index, name) for index, name in enumerate(results.objectives)]
 
 
@@ -84,21 +94,18 @@ def _importance(study: optuna.Study, results: Results, index: int, name: str) ->
         return sign * trial.values[index]
 
     trials = _complete(study)
-    if len(trials) < FEWEST_TRIALS:
-        count = f"{len(trials)} complete {'trial' if len(trials) == 1 else 'trials'}"
-        return Panel(panel, title, f"Needs {FEWEST_TRIALS} complete trials; there are {count}.", None)
     if len({target(trial) for trial in trials}) == 1:
         return Panel(panel, title, "All trials have the same value, so nothing decided it.", None)
     with warnings.catch_warnings():
         # That few trials make it shaky is said in the caption, that low values count as best is seen to above.
         warnings.filterwarnings("ignore", message="(Some regimes|Target and region|PedAnova)", category=UserWarning)
         try:
-            if not any(PedAnovaImportanceEvaluator().evaluate(study, target=target).values()):
-                return Panel(panel, title, "Optuna finds no choice that sets the best trials apart.", None)
-            figure = plot_param_importances(study, target=target, target_name=title_of(name, results))
+            importances = PedAnovaImportanceEvaluator().evaluate(study, target=target)
         except (ValueError, RuntimeError) as error:
             return Panel(panel, title, f"Optuna cannot tell: {error}", None)
-    return Panel(panel, title, _importance_caption(len(trials), len(figure.data[0].y)), _largest(figure))
+    if not any(importances.values()):
+        return Panel(panel, title, "Optuna finds no choice that sets the best trials apart.", None)
+    return Panel(panel, title, _importance_caption(len(trials), len(importances)), _bars(importances))
 
 
 def _importance_caption(trials: int, params: int) -> str:
@@ -108,15 +115,25 @@ def _importance_caption(trials: int, params: int) -> str:
     return f"Share of what sets the best tenth ({best} of {trials} trials) apart (PED-ANOVA).{cut}{shaky}"
 
 
-def _largest(figure: go.Figure) -> go.Figure:
-    """The bars that count, largest on top."""
-    bars = figure.data[0]
-    for field in ("x", "y", "text", "hovertemplate"):
-        bars[field] = bars[field][-MOST_PARAMS:]
-    figure = _plain(figure, "share of importance")
-    figure.update_traces(marker_color=ACCENT)
-    figure.update_layout(yaxis={"title": None, "automargin": True}, height=90 + 26 * len(bars.y))
-    return figure
+def _bars(importances: Mapping[str, float]) -> go.Figure:
+    """Shares of the whole, the largest on top; Optuna's own figure copies every trial once per parameter."""
+    whole = sum(importances.values())
+    largest = sorted(importances.items(), key=lambda item: item[1])[-MOST_PARAMS:]
+    shares = [value / whole for _, value in largest]
+    bars = go.Bar(
+        x=shares,
+        y=[html.escape(printable(name), quote=False) for name, _ in largest],
+        text=[f"{share:.2f}" if share >= 0.01 else "<0.01" for share in shares],
+        textposition="outside",
+        orientation="h",
+        marker={"color": ACCENT},
+        cliponaxis=False,
+        hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+    )
+    figure = go.Figure(bars, layout_template="none")
+    room = 1.15 * max(shares)  # for the figure written beside the longest bar
+    figure.update_layout(xaxis={"title": "share of importance", "range": [0, room]}, yaxis={"type": "category"})
+    return figure.update_layout(height=90 + 26 * len(shares))
 
 
 def _plain(figure: go.Figure, x: str, y: str | None = None) -> go.Figure:

@@ -7,8 +7,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from doge_lab.report.labels import ARROWS, is_exact, model_label, objective_title, seeds, spread
+from doge_lab.report.labels import ARROWS, is_exact, model_label, objective_title, spread
 from doge_lab.search.front import Candidate, Direction, Results
+
+_HEADING_WIDTH = 11
+"""Columns of the screen for an objective, unless its values need more: headings wrap, for the model's name to fit."""
 
 
 @dataclass(frozen=True)
@@ -48,41 +51,42 @@ def confirmed_values(candidate: Candidate, objectives: Mapping[str, Direction]) 
 
 
 def front_table(results: Results) -> Table:
-    """The front, for a last look in the terminal; values on test data stand beside those of the search."""
+    """The front, for a last look in the terminal; values on test data stand below those of the search."""
     rows = front_rows(results.front, results.objectives)
-    confirmed = [name for name in results.objectives if any(name in row.confirmed for row in rows)]
-    table = _table(results.objectives, results.context)
-    for name in confirmed:
-        table.add_column(Text(f"{objective_title(name)}, fresh test data"), justify="right")
-    if confirmed:
-        table.add_column("test seeds", justify="right", no_wrap=True)
+    table = _table(results.objectives, rows, context=results.context or None)
     for row in rows:
-        fresh = [*(row.confirmed.get(name, "") for name in confirmed), seeds(row.confirmed_seeds)]
-        table.add_row(*_cells(row), *(fresh if row.confirmed else ()))
+        table.add_row(*_cells(row))
+        if row.confirmed:
+            fresh = [row.confirmed.get(name, "") for name in results.objectives]
+            table.add_row("", *fresh, str(row.confirmed_seeds), Text("on fresh test data", style="dim"))
     return table
 
 
 def rows_table(rows: Sequence[FrontRow], objectives: Mapping[str, Direction], limit: int | None = None) -> Table:
-    """The given rows, cut to `limit` lines, the last of which says how many there are more."""
-    table = _table(objectives, None)
+    """The given rows, a line each, cut to `limit` lines, the last of which says how many there are more."""
+    table = _table(objectives, rows, wrap=False)
     shown = rows if limit is None or len(rows) <= limit else rows[: max(1, limit - 1)]
     for row in shown:
         table.add_row(*_cells(row))
     if len(shown) < len(rows):
-        table.add_row("", Text(f"and {len(rows) - len(shown)} more", style="dim"))
+        table.add_row(*[""] * (len(objectives) + 2), Text(f"and {len(rows) - len(shown)} more", style="dim"))
     return table
 
 
-def _table(objectives: Mapping[str, Direction], context: int | None) -> Table:
+def _table(
+    objectives: Mapping[str, Direction], rows: Sequence[FrontRow], *, context: int | None = None, wrap: bool = True
+) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("trial", justify="right", no_wrap=True)
-    table.add_column("model", overflow="fold")
-    for name, direction in objectives.items():
-        table.add_column(Text(f"{objective_title(name, context)} {ARROWS[direction]}"), justify="right")
+    for index, (name, direction) in enumerate(objectives.items()):
+        title = Text(f"{objective_title(name, context)} {ARROWS[direction]}")
+        cells = [cell for row in rows for cell in (row.values[index], row.confirmed.get(name, ""))]
+        table.add_column(title, justify="right", max_width=max([_HEADING_WIDTH, *map(len, cells)]))
     table.add_column("seeds", justify="right", no_wrap=True)
+    table.add_column("model", overflow="fold" if wrap else "ellipsis", no_wrap=not wrap)
     return table
 
 
 def _cells(row: FrontRow) -> list[Text]:
     # As Text, because a name from a file may hold what rich would read as markup.
-    return [Text(cell) for cell in (str(row.number), row.label, *row.values, seeds(row.seeds))]
+    return [Text(cell) for cell in (str(row.number), *row.values, str(row.seeds), row.label)]

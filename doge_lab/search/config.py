@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from doge_lab import config as runs
-from doge_lab.errors import UserError
+from doge_lab.errors import UserError, in_file
 from doge_lab.objective import COST_NAMES, check_names
 from doge_lab.search.front import Direction
 from doge_lab.search.space import alternatives
@@ -72,10 +72,8 @@ class Space:
 def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     """Read a space file and try every branch of it. Raises `UserError` with the path inside the file."""
     content = with_overrides(read_mapping(path), overrides)
-    try:
+    with in_file(path):
         return parse_space(content, path.stem)
-    except UserError as error:
-        raise error.under(str(path)) from None
 
 
 def parse_space(content: Mapping[str, Any], name: str) -> Space:

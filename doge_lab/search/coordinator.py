@@ -22,7 +22,7 @@ from doge_lab.search.config import Space
 from doge_lab.search.front import Results
 from doge_lab.search.pool import DIED, DONE, FAILED, REPORT, Pool
 from doge_lab.search.space import Draw, Hole, Scalar, fill
-from doge_lab.search.study import Confirmed, open_study, read_results
+from doge_lab.search.study import Confirmed, open_study, results_of
 
 RUNS = "runs"
 ATTEMPTS = 3
@@ -62,7 +62,8 @@ class Coordinator:
         return self.results()
 
     def results(self) -> Results:
-        return read_results(self.directory)
+        """What was found so far."""
+        return results_of(self.study, self.space, self.directory)
 
     @property
     def trained(self) -> int:

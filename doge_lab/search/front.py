@@ -43,10 +43,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The complete trials of one configuration. `confirmed` holds the values measured on fresh test data, by seed."""
+    """The complete trials of one configuration.
+
+    confirmed: the values measured on fresh test data, one mapping per seed; confirmed_seeds: those seeds.
+    """
 
     trials: tuple[Trial, ...]
     confirmed: tuple[Mapping[str, float], ...] = ()
+    confirmed_seeds: tuple[int, ...] = ()
 
     @property
     def number(self) -> int:
@@ -59,13 +63,17 @@ class Candidate:
         return {name: fmean(trial.values[name] for trial in self.trials) for name in self.trials[0].values}
 
 
-def candidates(trials: Sequence[Trial], confirmed: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Candidate]:
-    """Group the complete trials; `confirmed` maps a fingerprint to its values on test data, one per seed."""
+def candidates(trials: Sequence[Trial], confirmed: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Candidate]:
+    """Group the complete trials; `confirmed` maps a fingerprint to its values on test data, by seed."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.state == "complete":
             groups.setdefault(trial.candidate, []).append(trial)
-    return [Candidate(tuple(group), tuple(confirmed.get(name, ()))) for name, group in groups.items()]
+    found = []
+    for name, group in groups.items():
+        by_seed = confirmed.get(name, {})
+        found.append(Candidate(tuple(group), tuple(by_seed.values()), tuple(int(seed) for seed in by_seed)))
+    return found
 
 
 def dominates(a: Mapping[str, float], b: Mapping[str, float], objectives: Mapping[str, Direction]) -> bool:

@@ -10,68 +10,23 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+from doge_lab.errors import UserError
+
 READY, REPORT, DONE, FAILED, DIED = "ready", "report", "done", "failed", "died"
 
 
-class Pool:
-    """`devices[i]` is the device of worker i. Use it as a context: on leaving, every worker is ended."""
+class _Worker:
+    """One process, and a thread that puts what it says into `events`."""
 
-    def __init__(self, devices: Sequence[str], allow_import: Sequence[str] = ()) -> None:
-        self._allow_import = allow_import
-        self._events: queue.Queue[tuple[int, subprocess.Popen[str], dict[str, Any]]] = queue.Queue()
-        self._devices = list(devices)
-        self._workers: list[subprocess.Popen[str]] = []
-        self._jobs: dict[int, Mapping[str, Any]] = {}
-
-    def __enter__(self) -> Self:
-        self._workers = [self._start(index) for index in range(len(self._devices))]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
-            worker.kill()  # a half-trained job is worth nothing without its coordinator; finished runs are on disk
-        for worker in self._workers:
-            worker.wait()
-
-    @property
-    def idle(self) -> bool:
-        return len(self._jobs) < len(self._workers)
-
-    @property
-    def running(self) -> list[Mapping[str, Any]]:
-        return list(self._jobs.values())
-
-    def submit(self, job: Mapping[str, Any]) -> None:
-        """Give `job` to an idle worker."""
-        index = next(index for index in range(len(self._workers)) if index not in self._jobs)
-        self._jobs[index] = job
-        with contextlib.suppress(OSError):  # the worker is dead: its reader reports that, with this job
-            self._send(index, job)
-
-    def wait(self) -> tuple[str, Mapping[str, Any], dict[str, Any]]:
-        """The next event: its name, the job it belongs to (empty for `ready`), and its content."""
-        while True:
-            index, worker, content = self._events.get()
-            if worker is not self._workers[index]:
-                continue
-            job = self._jobs.get(index, {})
-            if content["event"] in (DONE, FAILED, DIED):
-                self._jobs.pop(index, None)
-            if content["event"] == DIED:
-                self._workers[index] = self._start(index)
-            return content["event"], job, content
-
-    def _send(self, index: int, job: Mapping[str, Any]) -> None:
-        pipe = self._workers[index].stdin
-        assert pipe is not None
-        pipe.write(json.dumps(job) + "\n")
-        pipe.flush()
-
-    def _start(self, index: int) -> subprocess.Popen[str]:
-        device = self._devices[index]
-        consent = [word for package in self._allow_import for word in ("--allow-import", package)]
+    def __init__(self, device: str, allow_import: Sequence[str], events: queue.Queue[tuple["_Worker", dict[str, Any]]]):
+        consent = [word for package in allow_import for word in ("--allow-import", package)]
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {}
-        worker = subprocess.Popen(
+        self.device = device
+        self.ready = False
+        self.job: Mapping[str, Any] = {}
+        self._events = events
+        # -P: a file called like one of ours in the current folder must not hide it.
+        self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "doge_lab.search.worker", "--device", device, *consent],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -79,12 +34,77 @@ class Pool:
             encoding="utf-8",
             env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
-        threading.Thread(target=self._read, args=(index, worker), daemon=True).start()
-        return worker
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
-    def _read(self, index: int, worker: subprocess.Popen[str]) -> None:
-        assert worker.stdout is not None
-        for line in worker.stdout:
-            self._events.put((index, worker, json.loads(line)))
-        code = worker.wait()
-        self._events.put((index, worker, {"event": DIED, "reason": f"the worker process ended with code {code}"}))
+    def send(self, job: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self.job = job
+        with contextlib.suppress(OSError):  # a dead worker is reported by its reader, with this job
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+
+    def end(self) -> None:
+        """Kill it: a half-trained job is worth nothing without its coordinator, and finished runs are on disk."""
+        self._process.kill()
+        self._reader.join()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        assert self._process.stdin is not None
+        for line in self._process.stdout:
+            self._events.put((self, json.loads(line)))
+        code = self._process.wait()
+        self._process.stdout.close()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._events.put((self, {"event": DIED, "reason": f"the worker process ended with code {code}"}))
+
+
+class Pool:
+    """`devices[i]` is the device of worker i. Use it as a context: on leaving, every worker is ended."""
+
+    def __init__(self, devices: Sequence[str], allow_import: Sequence[str] = ()) -> None:
+        self._devices, self._allow_import = devices, allow_import
+        self._events: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> Self:
+        self._workers = [self._start(device) for device in self._devices]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    @property
+    def idle(self) -> bool:
+        return any(not worker.job for worker in self._workers)
+
+    @property
+    def running(self) -> list[Mapping[str, Any]]:
+        return [worker.job for worker in self._workers if worker.job]
+
+    def submit(self, job: Mapping[str, Any]) -> None:
+        """Give `job` to an idle worker."""
+        next(worker for worker in self._workers if not worker.job).send(job)
+
+    def wait(self) -> tuple[str, Mapping[str, Any], dict[str, Any]]:
+        """The next event: its name, the job it belongs to (empty for `ready`), and its content.
+
+        Raises `UserError` when a worker ends before it is ready: the next one would end as well.
+        """
+        worker, content = self._events.get()
+        event, job = content["event"], worker.job
+        if event == READY:
+            worker.ready = True
+        elif event == DIED:
+            if not worker.ready:
+                raise UserError(f"{content['reason']} before it was ready; its own message is above", "worker")
+            self._workers[self._workers.index(worker)] = self._start(worker.device)
+        if event in (DONE, FAILED):
+            worker.job = {}
+        return event, job, content
+
+    def _start(self, device: str) -> _Worker:
+        return _Worker(device, self._allow_import, self._events)

@@ -89,10 +89,14 @@ def load_study(directory: Path) -> Study:
 def read_results(directory: Path) -> Results:
     """Everything that a report needs, from the study alone."""
     study = load_study(directory)
-    space = parse_space(study.user_attrs["space"], study.study_name)
+    return results_of(study, parse_space(study.user_attrs["space"], study.study_name), directory)
+
+
+def results_of(study: Study, space: Space, directory: Path) -> Results:
+    """The results so far of an open study."""
     trials = tuple(_read_trial(trial, space.search) for trial in study.get_trials(deepcopy=False))
     confirmed: Confirmed = study.user_attrs["confirmed"]
-    everyone = candidates(trials, {name: list(by_seed.values()) for name, by_seed in confirmed.items()})
+    everyone = candidates(trials, confirmed)
     return Results(
         name=space.name,
         directory=str(directory),

@@ -22,6 +22,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 
 from doge_lab.errors import UserError
+from doge_lab.strict import validate
 from doge_lab.tasks.base import IGNORE, Batch, Metrics, Predict, ScoredOn, Task, TaskData, Tokens, ask, rng, sha256
 
 AUTO_BITS_PER_PARAM = 2.8
@@ -73,7 +74,8 @@ class Capacity(Task):
     def sized_for(self, params: int) -> "Capacity":
         if self.n_entities != "auto":
             return self
-        return self.model_copy(update={"n_entities": math.ceil(AUTO_BITS_PER_PARAM * params / self.bits_per_entity)})
+        n_entities = math.ceil(AUTO_BITS_PER_PARAM * params / self.bits_per_entity)
+        return validate(Capacity, {**self.model_dump(), "n_entities": n_entities})
 
     def data(self, *, seed: int, scored_on: ScoredOn) -> "CapacityData":
         return CapacityData(self, seed=seed, scored_on=scored_on)

@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from doge_lab.testing.case import Case, check, output, require
 
+UNSEEN = 0.01
+"""Share of the FLOPs that may differ: over a dimension of size one, einsum multiplies, which is not counted."""
 TOKENS = 16
 """Tokens looked at one by one: where heads choose the same expert for one of them, they do not for another."""
 
@@ -27,7 +31,7 @@ def flops(case: Case) -> None:
         by_hand = uncounted_flops(block, context)
         apart = f" and {by_hand} by hand (uncounted_flops_per_token)" if by_hand else ""
         require(
-            declared == counted + by_hand,
+            abs(declared - counted - by_hand) <= UNSEEN * declared,
             f"declares {declared} FLOPs per token at a context of {context}; PyTorch counts {counted}{apart}",
         )
 
@@ -60,26 +64,40 @@ def active_params(case: Case) -> None:
     if not total:
         require(declared == 0, f"declares {declared} active parameters and has none")
         return
-    tokens = [_active_rows(case, block, token) for token in range(TOKENS)]
+    with _NothingRests():
+        tokens = [_active_rows(case, block, token) for token in range(TOKENS)]
     sizes = {name: parameter[:1].numel() if parameter.ndim else 1 for name, parameter in block.named_parameters()}
     counts = [sum(int(rows.sum()) * sizes[name] for name, rows in token.items()) for token in tokens]
     always = sum(
         int(torch.stack([token[name] for token in tokens]).all(0).sum()) * size for name, size in sizes.items()
     )
-    most = max(counts)
-    # Heads may agree on an expert, so that a token touches fewer than the heads' picks together.
-    least = most if min(counts) == most else most - always
-    enough = declared == most if min(counts) == most else 0 <= declared - most <= (declared - always) / 4
     require(
-        enough and least >= 0,
-        f"declares {declared} active parameters of {total}; {most} can change one token's output",
+        _plausible(declared, counts, always),
+        f"declares {declared} active parameters of {total}; {max(counts)} can change one token's output",
     )
+
+
+class _NothingRests(TorchFunctionMode):
+    """Lets a little through a ReLU's flat side: a unit at rest for one token is still a unit that the token touches."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_):
+            return F.leaky_relu(args[0], 0.5)
+        return func(*args, **(kwargs or {}))
+
+
+def _plausible(declared: int, counts: list[int], always: int) -> bool:
+    """Exact where every token touches as many; else a token's heads may agree on an expert and touch fewer."""
+    most = max(counts)
+    if min(counts) == most:
+        return declared == most
+    return 0 <= declared - most <= (declared - always) / 2
 
 
 def _active_rows(case: Case, block: Any, seed: int) -> dict[str, Tensor]:
     """For each parameter, which rows [R] can change the output of one token."""
-    # Three nearly equal tokens: they choose alike, and scores between them still matter to the last one's output.
-    x = case.input(1, 1, seed=seed) + 1e-3 * case.input(1, 3 if case.is_sequence else 1, seed=1000 + seed)
+    # Nearly equal tokens choose alike, and the scores between them still matter to the last one's output.
+    x = case.input(1, 1, seed=seed) + 1e-5 * case.input(1, 40 if case.is_sequence else 1, seed=1000 + seed)
     active: dict[str, Tensor] = {}
     block.zero_grad()
     y = output(block, x)[:, -1]

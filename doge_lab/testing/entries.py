@@ -16,7 +16,7 @@ from doge_lab.block import SequenceBlock
 from doge_lab.cache import Fixed, LayerCache, PerToken
 from doge_lab.testing.case import NOTICEABLE, Case, check, in_chunks, require
 
-CONTEXTS = 4
+CONTEXTS = 8
 """Sequences tried before a channel counts as unread: a sparse reader skips some of them each time."""
 NEXT = 4
 """Tokens whose outputs are looked at."""
@@ -33,7 +33,7 @@ def cache_entries_used(case: Case) -> None:
 
 def _require_used(case: Case, block: SequenceBlock, name: str, entry: Fixed | PerToken) -> None:
     window = entry.window if isinstance(entry, PerToken) else None
-    length = max(24, min(window or 0, 1024) + 9)
+    length = max(40, min(window or 0, 1024) + 9)
     _, filled, _ = _context(case, block, length, 0)
     size = _by_channel(filled, name).shape
     untouched = block.init_cache(batch=1, capacity=length + NEXT)
@@ -52,10 +52,10 @@ def _require_used(case: Case, block: SequenceBlock, name: str, entry: Fixed | Pe
         # the oldest token of a full window leaves when the next one comes
         require(
             len(unread) <= 1,
-            f"cache entry {name!r} declares a window of {window}, but {len(unread)} of {len(slots)} tokens are never read",
+            f"cache entry {name!r} has a window of {window}; {len(unread)} of {len(slots)} tokens in it are never read",
         )
     elif isinstance(entry, PerToken):
-        slots = list(range(length // 4))
+        slots = list(range(10))
         unread = _without_effect(case, block, name, length, [(slot, slice(None)) for slot in slots])
         require(len(unread) < len(slots), f"cache entry {name!r} keeps every token, but the oldest are never read")
 
@@ -74,7 +74,7 @@ def _without_effect(
         values, others = _by_channel(cache, name), _by_channel(donor, name)
         for row, (slot, channel) in enumerate(left):
             values[row, slot, channel] = others[0, slot, channel]
-        y = in_chunks(block, following.expand(len(left) + 1, -1, -1), [NEXT], cache=cache)
+        y = in_chunks(block, following.expand(len(left) + 1, -1, -1), [1] * NEXT, cache=cache)
         effect = (y[:-1] - y[-1:]).abs().amax(dim=(1, 2)) / (y.abs().max() or 1.0)
         left = [place for place, moved in zip(left, effect.tolist(), strict=True) if not moved > NOTICEABLE]
     return left

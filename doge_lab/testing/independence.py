@@ -25,11 +25,9 @@ def rows_independent(case: Case) -> None:
             changed[0] += scale * case.input(1, seed=7)[0]
             close(run(changed)[1:], y[1:], f"changing row 0 changed another row{_mode(block)}")
     with torch.no_grad():
-        y = output(block := case.trained(), x)
-        for row in range(len(x)):
-            close(
-                output(block, x[row : row + 1]), y[row : row + 1], f"row {row} alone differs from row {row} in a batch"
-            )
+        block = case.trained()
+        alone = [output(block, row) for row in x.split(1)]
+        close(torch.cat(alone), output(block, x), "a row alone differs from the row in a batch")
 
 
 @check(kind="state")
@@ -44,13 +42,13 @@ def tokens_independent(case: Case) -> None:
             close(run(changed)[:, others], y[:, others], f"changing a token changed another token{_mode(block)}")
     block = case.trained()
     with torch.no_grad():
-        y = output(block, x)
-        for t in range(x.shape[1]):
-            close(output(block, x[:, t : t + 1]), y[:, t : t + 1], f"token {t} alone differs from token {t} in its row")
+        tokens = x.split(1, dim=1)
+        alone = torch.cat([output(block, token) for token in tokens], dim=1)
+        close(alone, output(block, x), "a token alone differs from the token in its row")
         # capacity limits drop tokens only when many of them want the same expert
-        crowd = x[:1, :1].expand(4, 32, -1)
-        alone = output(block, x[:1, :1]).expand(4, 32, -1)
-        close(output(block, crowd.contiguous()), alone, "equal tokens in one batch give different outputs")
+        crowds = torch.cat([output(block, token[:1].repeat(4, 32, 1)) for token in tokens], dim=1)
+        expected = alone[:1].repeat_interleave(32, dim=1).expand_as(crowds)
+        close(crowds, expected, "equal tokens in one batch give different outputs")
 
 
 @check(kind="sequence")
@@ -60,17 +58,14 @@ def causal(case: Case) -> None:
     for block, run in _modes(case):
         y = run(x)
         for t in (1, 16, 17, 32, 38, 39):
+            noise = case.input(3, 40, seed=t)
             for scale in (1.0, 30.0):
-                changed = x.clone()
-                changed[:, t:] += scale * case.input(3, 40, seed=t)[:, t:]
-                z = run(changed)
-                close(
-                    z[:, :t], y[:, :t], f"changing token {t} and later changed an earlier token's output{_mode(block)}"
-                )
-            changed = x.clone()
-            changed[:, t] += 3 * case.input(3, 1, seed=t)[:, 0]
-            z = run(changed)
-            close(z[:, :t], y[:, :t], f"changing token {t} changed an earlier token's output{_mode(block)}")
+                changed = torch.cat([x[:, :t], x[:, t:] + scale * noise[:, t:]], dim=1)
+                promise = f"changing token {t} and later changed an earlier token's output{_mode(block)}"
+                close(run(changed)[:, :t], y[:, :t], promise, whole=y)
+            z = run(torch.cat([x[:, :t], x[:, t : t + 1] + 3 * noise[:, :1], x[:, t + 1 :]], dim=1))
+            promise = f"changing token {t} changed an earlier token's output{_mode(block)}"
+            close(z[:, :t], y[:, :t], promise, whole=y)
             later = relative_difference(z[:, t:], y[:, t:])
             require(block.is_none or later > NOTICEABLE, f"changing token {t} changed nothing from it on")
     block = case.trained()
@@ -80,18 +75,15 @@ def causal(case: Case) -> None:
 
 def _require_prefixes(case: Case, block: Any) -> None:
     for length, cuts in ((40, (1, 2, 16, 33)), (130, (65,))):
-        x = case.input(2, length)
+        x, ones = case.input(2, length), torch.ones(2, length)
         with torch.no_grad():
             y = output(block, x)
+            close(output(block, x, ones), y, "a mask of ones changes the output")
             for cut in cuts:
-                close(
-                    output(block, x[:, :cut]),
-                    y[:, :cut],
-                    f"the first {cut} of {length} tokens alone give other outputs",
-                )
-            ones = torch.ones(2, length)
-            close(output(block, x, ones)[:, :cut], y[:, :cut], "a mask of ones changes the output")
-            close(output(block, x[:, :cut], ones[:, :cut]), y[:, :cut], f"with a mask, the first {cut} tokens differ")
+                promise = f"the first {cut} of {length} tokens alone give other outputs"
+                close(output(block, x[:, :cut]), y[:, :cut], promise, whole=y)
+                masked = output(block, x[:, :cut], ones[:, :cut])
+                close(masked, y[:, :cut], f"{promise} with a mask of ones", whole=y)
 
 
 def _require_no_gradient_from_the_future(case: Case, block: Any) -> None:

@@ -1,9 +1,11 @@
 """Checks of a single call: shape, type, finite numbers, mixed precision, capture by the compiler."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from doge_lab.testing.case import Case, check, output, relative_difference, require
+from doge_lab.testing.case import Case, check, in_chunks, output, relative_difference, require
 
 
 @check()
@@ -14,6 +16,9 @@ def output_shape_and_dtype(case: Case) -> None:
         for shape in ((3, 17), (1, 1)):
             x = case.input(*shape).to(dtype)
             _require_like_input(output(block, x), x, "the output")
+            kept = x.clone()
+            block(x)
+            require(torch.equal(x, kept), "the block writes to its input")
             if case.is_sequence:
                 _require_cache_protocol(block, x)
 
@@ -26,15 +31,14 @@ def _require_like_input(y: object, x: Tensor, what: str) -> None:
 
 
 def _require_cache_protocol(block: torch.nn.Module, x: Tensor) -> None:
-    kept = x.clone()
-    y, cache = block(x)
+    _, cache = block(x)
     require(cache is None, "without a cache the block must return None for it")
-    require(torch.equal(x, kept), "the block writes to its input")
     # bfloat16 is the type in which caches are held unless the user says otherwise
     for dtype in {x.dtype, torch.bfloat16}:
         given = block.init_cache(batch=len(x), capacity=x.shape[1], dtype=dtype)  # type: ignore[operator]
         y, returned = block(x, None, given)
         require(returned is given, "the block must return the cache that it was given")
+        require(given.position == 0, "the block moves cache.position itself; the model does, once for all layers")
         _require_like_input(y, x, f"the output with a cache of {dtype}")
 
 
@@ -65,26 +69,35 @@ def finite(case: Case) -> None:
 def autocast(case: Case) -> None:
     """Under autocast to bfloat16 the block runs, forward and backward, and stays near its float32 output."""
     block, x = case.trained(), case.input()
-    expected = output(block, x).detach()
+    with torch.no_grad():
+        expected, expected_in_calls = output(block, x), _in_three_calls(case, block, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y = output(block, x.clone().requires_grad_())
-        cached = expected
-        if case.is_sequence:
-            with torch.no_grad():
-                cache = block.init_cache(batch=len(x), capacity=x.shape[1], dtype=torch.bfloat16)
-                cached = torch.cat([output(block, part, None, cache) for part in x.split([9, 1, 7], dim=1)], dim=1)
+        with torch.no_grad():
+            in_calls = _in_three_calls(case, block, torch.bfloat16)
     if y.requires_grad:
         y.float().sum().backward()
-    for name, actual in (("one call", y.detach().float()), ("three calls with a cache", cached.float())):
-        require(actual.isfinite().all(), f"the output under autocast is not finite in {name}")
-        # a mean over all tokens: a router may choose otherwise for a few of them in bfloat16
-        error = float((actual - expected).norm() / (expected.norm() or 1.0))
-        require(error < 0.5, f"the output under autocast is off by {error:.2g} of the float32 output in {name}")
+    _require_near(y.detach(), expected, "in one call")
+    _require_near(in_calls, expected_in_calls, "in three calls with a cache")
     for name, parameter in block.named_parameters():
         require(
             parameter.grad is None or parameter.grad.isfinite().all(),
             f"the gradient of {name!r} under autocast is not finite",
         )
+
+
+def _in_three_calls(case: Case, block: Any, dtype: torch.dtype) -> Tensor:
+    x = case.input()
+    if not case.is_sequence:
+        return output(block, x)
+    return in_chunks(block, x, [9, 1, 7], cache=block.init_cache(batch=len(x), capacity=x.shape[1], dtype=dtype))
+
+
+def _require_near(actual: Tensor, expected: Tensor, how: str) -> None:
+    require(actual.isfinite().all(), f"the output under autocast is not finite {how}")
+    # over all tokens: a router may choose otherwise for a few of them in bfloat16
+    error = float((actual.float() - expected).norm() / (expected.norm() or 1.0))
+    require(error < 0.5, f"the output under autocast is off by {error:.2g} of the float32 output {how}")
 
 
 @check(mode="full")

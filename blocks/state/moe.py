@@ -1,0 +1,152 @@
+"""A mixture of experts in which each token chooses its k best.
+
+    c = W_r x,   chosen = the k largest of c
+    y = shared(x) + Σ over the chosen w_e expert_e(x)          w from c, exactly zero for everyone else
+
+    expert_e(x) = W_down,e act(W_up,e x)                        mlp
+    expert_e(x) = W_down,e (act(W_gate,e x) ⊙ W_up,e x)         glu
+
+Source: Shazeer et al. 2017, https://arxiv.org/abs/1701.06538 ; balance loss: Fedus et al. 2021,
+https://arxiv.org/abs/2101.03961 ; z loss: Zoph et al. 2022, https://arxiv.org/abs/2202.08906 ; shared experts:
+Dai et al. 2024, https://arxiv.org/abs/2401.06066
+
+Shape letters: N token, K pick, E expert, F d_expert, D d_model.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from doge_lab.block import BlockConfig, RouterStats, StateBlock
+from doge_lab.errors import UserError
+from doge_lab.layers.activations import Activation, activation
+from doge_lab.layers.feed_forward import FeedForward
+from doge_lab.layers.init import init_linear, init_weight
+from doge_lab.layers.routing import Normalisation, balance_loss, check_normalisation, count_picks, route_weights
+
+_DENSE_WORK = 4_000_000
+"""Multiply-adds of one expert over all tokens below which running every expert costs less than sorting tokens."""
+
+
+class MoE(StateBlock):
+    """Token-choice top-k experts, without a capacity limit: no token is ever dropped."""
+
+    width_option = "d_expert"
+
+    class Config(BlockConfig):
+        n_experts: PositiveInt = 8
+        """Experts to choose from."""
+        top_k: PositiveInt = 2
+        """Experts that each token chooses."""
+        d_expert: PositiveInt | None = None
+        """Hidden width of one expert; when left out, the chosen ones together are as wide as a dense block."""
+        n_shared_experts: NonNegativeInt = 0
+        """Experts that every token passes besides, as one perceptron of n_shared_experts * d_expert."""
+        expert: Literal["glu", "mlp"] = "glu"
+        """What an expert is."""
+        activation: Activation = "silu"
+        """The function inside an expert."""
+        normalisation: Normalisation = "softmax_chosen"
+        """How scores become weights: a softmax over the chosen, a softmax over all, or a sigmoid of each."""
+        balance_loss_weight: NonNegativeFloat = 0.01
+        """Weight of the balance loss in the training loss."""
+        z_loss_weight: NonNegativeFloat = 0.0
+        """Weight of the squared log-partition of the scores in the training loss."""
+
+        @model_validator(mode="after")
+        def _choices(self) -> "MoE.Config":
+            if self.top_k > self.n_experts:
+                raise UserError(f"top_k={self.top_k} must be at most n_experts={self.n_experts}", "top_k")
+            check_normalisation(self.normalisation, "top_k", self.top_k)
+            return self
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__(d_model, **options)
+        c = self.config
+        dense = 8 * d_model / 3 if c.expert == "glu" else 4 * d_model
+        d_expert = c.d_expert or max(1, round(dense / c.top_k))
+        self.act = activation(c.activation)
+        self.router = nn.Linear(d_model, c.n_experts, bias=False)
+        # Rows are hidden units in all three, so that the experts side by side are one wide perceptron.
+        self.gate = nn.Parameter(torch.empty(c.n_experts, d_expert, d_model)) if c.expert == "glu" else None
+        self.up = nn.Parameter(torch.empty(c.n_experts, d_expert, d_model))
+        self.down = nn.Parameter(torch.empty(c.n_experts, d_expert, d_model))
+        self.shared = None
+        if c.n_shared_experts:
+            self.shared = FeedForward(d_model, c.n_shared_experts * d_expert, form=c.expert, act=c.activation)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        init_linear(self.router)
+        for weight in (self.gate, self.up):
+            if weight is not None:
+                init_weight(weight, self.d_model)
+        init_weight(self.down, self.down.shape[1], self.output_scale)
+        if self.shared is not None:
+            self.shared.init(self.output_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, -2)
+        logits = self.router.weight @ tokens.t()  # [E, N]: with the tokens innermost, few experts cost little
+        scores, chosen = logits.topk(self.config.top_k, dim=0)  # [K, N]
+        weights = route_weights(scores, self.config.normalisation, lambda: logits.logsumexp(0, keepdim=True), dim=0).to(
+            tokens.dtype
+        )
+        experts = self._every_expert if self._computes_every_expert(len(tokens)) else self._chosen_experts
+        y = experts(tokens, weights, chosen)
+        if self.shared is not None:
+            y = y + self.shared(tokens)
+        self.router_stats = self._report(logits, chosen)
+        return y.view_as(x)
+
+    def _computes_every_expert(self, n_tokens: int) -> bool:
+        """True where the experts not chosen cost less than sorting tokens by expert."""
+        if torch.compiler.is_compiling():
+            return True  # how many tokens an expert gets is data, which no captured graph can depend on
+        n_experts, d_expert, d_model = self.up.shape
+        return n_tokens * self.config.top_k >= n_experts and n_tokens * d_expert * d_model <= _DENSE_WORK
+
+    def _every_expert(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """All experts side by side as one wide perceptron, whose hidden units are weighted by expert."""
+        n_experts, d_expert, _ = self.up.shape
+        weight_of = weights.new_zeros(n_experts, len(x)).scatter(0, chosen, weights)  # [E, N]
+        gate = None if self.gate is None else self.gate.flatten(0, 1)
+        hidden = self._hidden(x.t(), self.up.flatten(0, 1), gate)  # [E F, N]
+        hidden = hidden.view(n_experts, d_expert, -1) * weight_of[:, None]
+        return hidden.flatten(0, 1).t() @ self.down.flatten(0, 1)
+
+    def _chosen_experts(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Each expert on the tokens that chose it, one after the other."""
+        order = chosen.flatten().argsort(stable=True)
+        token = order % len(x)
+        load = count_picks(chosen, len(self.up)).tolist()
+        gates = [None] * len(self.up) if self.gate is None else self.gate.unbind()
+        experts = zip(x[token].split(load), self.up.unbind(), gates, self.down.unbind(), strict=True)
+        outputs = [self._hidden(part.t(), up, gate).t() @ down for part, up, gate, down in experts if len(part)]
+        weighted = torch.cat(outputs) * weights.flatten()[order, None]
+        return weighted.new_zeros(x.shape).index_add(0, token, weighted)
+
+    def _hidden(self, x: Tensor, up: Tensor, gate: Tensor | None) -> Tensor:
+        """Hidden units [F, N] of the tokens `x` [D, N]."""
+        return self.act(up @ x) if gate is None else self.act(gate @ x) * (up @ x)
+
+    def _report(self, logits: Tensor, chosen: Tensor) -> RouterStats:
+        """What the forward pass chose; a loss whose weight is 0 is not computed and reads 0."""
+        c = self.config
+        usage = count_picks(chosen, c.n_experts) / chosen.numel()
+        balance = z_loss = usage.new_zeros(())
+        if c.balance_loss_weight:
+            balance = balance_loss(usage, logits.float().softmax(0).mean(1))
+        if c.z_loss_weight:
+            z_loss = logits.float().logsumexp(0).square().mean()
+        loss = c.balance_loss_weight * balance + c.z_loss_weight * z_loss
+        return RouterStats(loss, balance.detach(), z_loss.detach(), usage)
+
+    def flops_per_token(self, context: int) -> int:
+        return 2 * self.active_params()
+
+    def active_params(self) -> int:
+        experts = sum(weight.numel() for weight in (self.gate, self.up, self.down) if weight is not None)
+        return self.num_params() - experts + experts * self.config.top_k // self.config.n_experts

@@ -1,0 +1,143 @@
+"""Checks of routers: what a block reports of its choices, and whether the choices make use of the experts.
+
+A block without router statistics has nothing to look at here.
+
+Shape letters: B batch row, T token, D d_model, E expert.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from doge_lab.block import RouterStats
+from doge_lab.testing.case import Case, Skipped, check, close, fit, output, require, training_loss
+
+COLLAPSED = 1.5
+"""Experts in use, counted as exp(entropy), below this many times one token's picks are a collapse."""
+
+
+@check()
+def router_weights(case: Case) -> None:
+    """A router's report fits what it does: usage [E] sums to 1, and experts not chosen do not reach the output."""
+    block = case.trained()
+    stats = _stats(block, case.input())
+    _require_shares(stats.usage)
+    for name in ("loss", "balance_loss", "z_loss"):
+        value = getattr(stats, name)
+        require(value.ndim == 0 and value.isfinite(), f"router_stats.{name} is not a finite scalar")
+    tables = _expert_tables(block, len(stats.usage))
+    for seed in range(4) if len(tables) > 1 else ():
+        chosen = _stats(block, case.input(1, 1, seed=seed)).usage > 0
+        if not chosen.all():
+            _require_only_chosen(case, block, tables, chosen, seed)
+
+
+def _expert_tables(block: nn.Module, n_experts: int) -> list[Tensor]:
+    """Parameters with a matrix row (or more) per expert, other than linear maps, one of which is the router."""
+    maps = {id(module.weight) for module in block.modules() if isinstance(module, nn.Linear)}
+    return [p for p in block.parameters() if p.ndim > 1 and len(p) == n_experts and id(p) not in maps]
+
+
+def _require_shares(usage: Tensor) -> None:
+    require(usage.ndim == 1, f"router_stats.usage has shape {tuple(usage.shape)}, not [experts]")
+    require((usage >= 0).all(), "router_stats.usage holds negative shares")
+    total = float(usage.sum())
+    require(abs(total - 1) < 1e-4, f"router_stats.usage sums to {total:.4g}, not to 1")
+
+
+def _require_only_chosen(case: Case, block: Any, tables: list[Tensor], chosen: Tensor, seed: int) -> None:
+    """Some table has gradients in the rows of chosen experts alone (a router's own matrix may have them in all)."""
+    block.zero_grad()
+    y = output(block, case.input(1, 1, seed=seed))
+    (y * case.input(1, 1, seed=70 + seed)).sum().backward()
+    reached = [(p.grad.reshape(len(p), -1) != 0).any(1) for p in tables if p.grad is not None]
+    confined = [not (rows & ~chosen).any() for rows in reached]
+    require(any(confined), f"experts besides the {int(chosen.sum())} that router_stats.usage reports reach the output")
+
+
+@check()
+def router_usage(case: Case) -> None:
+    """Different tokens choose different experts, at first and after some training."""
+    block = case.build()
+    _require_spread(case, block, "before training")
+    fit(case, block, steps=200 if case.full else 15, lr=3e-3)
+    _require_spread(case, block, "after some training")
+
+
+def _require_spread(case: Case, block: Any, when: str) -> None:
+    with torch.no_grad():
+        usage = _stats(block, case.input(16, 32, seed=5)).usage.double()
+        picks = max(int((_stats(block, case.input(1, 1, seed=seed)).usage > 0).sum()) for seed in range(8))
+    used = float(torch.special.entr(usage).sum().exp())
+    # With few experts beside one token's picks there is little room to spread into.
+    least = min(COLLAPSED * picks, 0.6 * (picks + len(usage)) if picks < len(usage) else 0.0, 0.9 * len(usage))
+    require(
+        used >= least,
+        f"the router has collapsed {when}: 512 tokens use {used:.1f} of {len(usage)} experts, one token picks {picks}",
+    )
+
+
+@check(kind="state")
+def rows_reachable(case: Case) -> None:
+    """Every row of every parameter can be reached: tokens together touch about as many rows as they pick."""
+    block = case.trained()
+    singles = [_touched(case, block, 1, seed) for seed in range(4)]
+    alone = {name: max(single[name] for single in singles) for name in singles[0]}
+    together = _touched(case, block, 2048, 9)
+    for name, parameter in block.named_parameters():
+        rows = parameter.shape[0] if parameter.ndim else 1
+        # what 2048 tokens would touch if each of them picked its rows by chance
+        expected = rows * (1 - (1 - min(1.0, alone[name] / rows)) ** 2048)
+        require(
+            together[name] >= expected / 3,
+            f"2048 tokens reach {together[name]} of the {rows} rows of {name!r}; by chance it would be {expected:.0f}",
+        )
+
+
+def _touched(case: Case, block: Any, tokens: int, seed: int) -> dict[str, int]:
+    block.zero_grad()
+    y = output(block, case.input(1, tokens, seed=seed))
+    if y.requires_grad:
+        (y * case.input(1, tokens, seed=70)).sum().backward()
+    return {
+        name: 0 if parameter.grad is None else int((parameter.grad.reshape(len(parameter), -1) != 0).any(1).sum())
+        for name, parameter in block.named_parameters()
+        if parameter.ndim
+    } | {name: 1 for name, parameter in block.named_parameters() if not parameter.ndim}
+
+
+@check()
+def auxiliary_losses_do_not_accumulate(case: Case) -> None:
+    """A second forward and backward gives the same losses and gradients as the first."""
+    block, x, target = case.trained().train(), case.input(), case.input(seed=2)
+    first, second = (_pass(block, x, target) for _ in range(2))
+    for name, value in first.items():
+        close(second[name], value, f"{name} differs in a second pass over the same batch")
+
+
+def _pass(block: Any, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+    block.zero_grad()
+    torch.manual_seed(0)
+    loss = training_loss(block, x, target)
+    if not loss.requires_grad:
+        return {"the loss": loss.detach()}
+    stats: RouterStats | None = block.router_stats
+    reported = {} if stats is None else {"the auxiliary loss": stats.loss.detach().clone()}
+    if stats is not None:
+        reported |= {"balance_loss": stats.balance_loss.detach().clone(), "z_loss": stats.z_loss.detach().clone()}
+    loss.backward()
+    gradients = {
+        f"the gradient of {name!r}": parameter.grad.clone()
+        for name, parameter in block.named_parameters()
+        if parameter.grad is not None
+    }
+    return {**reported, "the loss": loss.detach(), **gradients}
+
+
+def _stats(block: Any, x: Tensor) -> RouterStats:
+    block.router_stats = None
+    output(block, x)
+    if block.router_stats is None:
+        raise Skipped("the block reports no router statistics")
+    return block.router_stats

@@ -1,0 +1,26 @@
+"""Shared by all tests: one thread (two workers share two cores), and a small model file."""
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+TINY_RUN = """\
+model:
+  d_model: 16
+  layers:
+    - sequence: {type: attention, n_heads: 2}
+      state: mlp
+tasks:
+  - {type: capacity, n_entities: 32, n_values: 2, n_tokens: 16}
+  - {type: recall, n_pairs: [2], length: 12, n_tokens: 16, n_eval: 64}
+train: {steps: 8, batch_size: 16}
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    """A run that trains in a fraction of a second."""
+    path = tmp_path / "tiny_run.yaml"
+    path.write_text(TINY_RUN)
+    return path

@@ -1,0 +1,70 @@
+"""`short_conv` computes what transformers' LFM2 short convolution computes, gradients and decoding included."""
+
+import pytest
+import torch
+
+from blocks.sequence.short_conv import ShortConv
+
+D_MODEL, TOKENS = 16, 9
+
+
+@pytest.fixture(params=[2, 3, 5])
+def pair(request):
+    """Our block and theirs with the same random weights, and their configuration."""
+    from transformers.models.lfm2 import modeling_lfm2 as peer
+
+    torch.manual_seed(0)
+    config = peer.Lfm2Config(
+        hidden_size=D_MODEL,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        conv_L_cache=request.param,
+        layer_types=["conv"],
+    )
+    theirs = peer.Lfm2ShortConv(config, 0)
+    ours = ShortConv(D_MODEL, kernel_size=request.param)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_()
+        theirs.in_proj.weight.copy_(ours.in_proj.weight)
+        theirs.out_proj.weight.copy_(ours.out.weight)
+        theirs.conv.weight.copy_(ours.conv.weight.t()[:, None])
+    return ours, theirs, config
+
+
+def close(actual, expected, what):
+    difference = (actual - expected).abs().max() / expected.abs().max()
+    assert difference < 1e-5, f"{what} is off by {difference:.1e} of the largest"
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_forward_and_every_gradient(pair, padded):
+    ours, theirs, _ = pair
+    mask = torch.ones(2, TOKENS)
+    mask[0, : 3 * padded] = 0
+    x = torch.randn(2, TOKENS, D_MODEL, requires_grad=True)
+    x_theirs = x.detach().clone().requires_grad_()
+    direction = torch.randn(2, TOKENS, D_MODEL) * mask[..., None]
+    y, _ = ours(x, mask)
+    expected = theirs(x_theirs, attention_mask=mask)
+    close(y * mask[..., None], expected * mask[..., None], "the output")
+    (y * direction).sum().backward()
+    (expected * direction).sum().backward()
+    close(x.grad, x_theirs.grad, "the input's gradient")
+    close(ours.in_proj.weight.grad, theirs.in_proj.weight.grad, "the input projection's gradient")
+    close(ours.out.weight.grad, theirs.out_proj.weight.grad, "the output projection's gradient")
+    close(ours.conv.weight.grad.t()[:, None], theirs.conv.weight.grad, "the kernel's gradient")
+
+
+def test_decoding_after_a_prompt(pair):
+    from transformers import DynamicCache
+
+    ours, theirs, config = pair
+    x = torch.randn(2, TOKENS, D_MODEL)
+    cache, their_cache = ours.init_cache(batch=2, capacity=TOKENS), DynamicCache(config=config)
+    with torch.no_grad():
+        for chunk in x.split([4, *[1] * (TOKENS - 4)], dim=1):
+            y, _ = ours(chunk, None, cache)
+            cache.advance(chunk.shape[1])
+            close(y, theirs(chunk, their_cache), f"the chunk that ends at token {cache.position}")

@@ -1,0 +1,69 @@
+"""A package of badly behaved blocks, written outside the repository for the tests that search over them."""
+
+SOURCE = '''
+import os, signal
+from pathlib import Path
+from torch import nn
+from doge_lab.block import BlockConfig, StateBlock
+
+
+class Plain(StateBlock):
+    """A linear map."""
+
+    class Config(BlockConfig):
+        where: str = "/nowhere"
+
+    def __init__(self, d_model, **options):
+        super().__init__(d_model, **options)
+        self.map = nn.Linear(d_model, d_model, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.normal_(self.map.weight, std=self.d_model**-0.5)
+
+    def forward(self, x):
+        return self.map(x)
+
+    def flops_per_token(self, context):
+        return 2 * self.d_model**2
+
+
+class Raises(Plain):
+    """Raises in training."""
+
+    def forward(self, x):
+        raise RuntimeError("a block's own trouble\\nwith a second line")
+
+
+class Prints(Plain):
+    """Prints in training, which must not disturb the workers' answers."""
+
+    def forward(self, x):
+        print('{"event": "done"}')
+        return super().forward(x)
+
+
+class Diverges(Plain):
+    """Grows without bound."""
+
+    def forward(self, x):
+        return 1e38 * (1e38 * super().forward(x))
+
+
+class DiesOnce(Plain):
+    """Is killed the first time it is trained."""
+
+    def forward(self, x):
+        mark = Path(self.config.where)
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+class Dies(Plain):
+    """Is killed every time it is trained."""
+
+    def forward(self, x):
+        os.kill(os.getpid(), signal.SIGKILL)
+'''

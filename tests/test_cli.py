@@ -1,0 +1,193 @@
+"""The commands as typed: what they print, how they end, and that a mistake is one line."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from doge_lab.cli import main
+from strange_blocks import SOURCE
+
+MODEL = """\
+model:
+  d_model: 64
+  layers:
+    - repeat: 2
+      sequence: {type: inner_func_attn, n_heads: 4, n_inner_values: 64}
+      state: {type: cdmoe, n_experts: 256}
+tasks:
+  - {type: capacity}
+"""
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    path = tmp_path / "model.yaml"
+    path.write_text(MODEL)
+    return path
+
+
+def answer(capsys, *words, code=0):
+    assert main([str(word) for word in words]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def complaint(capsys, *words):
+    """The one line that a mistake gets; argparse exits by itself."""
+    try:
+        code = main([str(word) for word in words])
+    except SystemExit as error:
+        code = error.code
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+def test_blocks_json(capsys):
+    blocks = answer(capsys, "blocks", "--json")
+    assert {"attention", "inner_func_attn", "gated_linear_attention", "short_conv", "cdmoe", "mlp", "glu", "moe"} <= {
+        block["name"] for block in blocks
+    }
+    for block in blocks:
+        assert set(block) >= {"name", "kind", "summary", "source"}
+        assert block["kind"] in ("sequence", "state")
+    assert all(block["kind"] == "state" for block in answer(capsys, "blocks", "--kind", "state", "--json"))
+
+
+def test_describe_measures_what_it_declares(capsys, model_file):
+    facts = answer(capsys, "describe", model_file, "--context", 300, "--measure", "--json")
+    assert facts["cache_bytes_held"] == facts["cache_bytes"] == 2 * 300 * 2 * 64 * 2
+    assert {"params", "active_params", "flops_per_token", "embedding_params"} <= set(facts)
+    assert len(facts["layers"]) == 2
+    for name in ("params", "active_params", "flops_per_token", "cache_bytes"):
+        in_layers = sum(layer[kind][name] for layer in facts["layers"] for kind in ("sequence", "state"))
+        assert 0 < in_layers <= facts[name]
+
+
+def test_describe_without_tasks_needs_a_vocabulary(capsys, tmp_path):
+    path = tmp_path / "bare.yaml"
+    path.write_text("model: {d_model: 16, layers: [{sequence: attention, state: mlp}]}\n")
+    assert "bare.yaml: model.vocab_size: vocab_size is needed" in complaint(capsys, "describe", path)
+    facts = answer(capsys, "describe", path, "--set", "model.vocab_size=50", "--json")
+    assert facts["context"] == 2048
+
+
+def test_train_writes_a_record_and_answers_in_json(capsys, run_file, tmp_path):
+    out = tmp_path / "out"
+    facts = answer(capsys, "train", run_file, "--set", "seed=1", "--out", out, "--json")
+    assert facts["seed"] == 1
+    assert facts["seeds"] == 1
+    assert set(facts["tasks"]) == {"capacity", "recall"}
+    assert (out / "capacity" / "record.jsonl").exists()
+    assert answer(capsys, "train", run_file, "--set", "seed=1", "--out", out, "--json") == facts
+    assert "holds another run" in complaint(capsys, "train", run_file, "--set", "seed=2", "--out", out)
+
+
+def test_train_prints_a_table_that_says_one_seed(capsys, run_file, tmp_path):
+    assert main(["train", str(run_file), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "bits/active param" in printed
+    assert "One seed (0), so no interval." in printed
+
+
+@pytest.mark.slow
+def test_search_writes_everything_it_promises(tmp_path, request):
+    out = tmp_path / "out"
+    space = request.config.rootpath / "search_spaces" / "tiny.yaml"
+    words = ["search", space, "--trials", 3, "--workers", 2, "--out", out, "--seed", 0]
+    ran = subprocess.run([sys.executable, "-m", "doge_lab", *map(str, words)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    front = json.loads((out / "front.json").read_text())
+    assert front
+    for entry in front:
+        assert {"trial", "values", "config"} <= set(entry)
+        assert set(entry["values"]) == {"cache_bytes", "capacity.bits", "recall.bits"}
+    assert "<html" in (out / "report.html").read_text()
+    assert (out / "study.db").exists()
+    assert "report.html" in ran.stdout
+
+
+@pytest.mark.slow
+def test_a_front_model_is_rebuilt_by_its_run_file(tmp_path, request, capsys):
+    out = tmp_path / "out"
+    space = request.config.rootpath / "search_spaces" / "tiny.yaml"
+    found = answer(capsys, "search", space, "--trials", 1, "--workers", 1, "--out", out, "--json")
+    (entry,) = found["front"]
+    rebuilt = answer(capsys, "train", out / entry["run_file"], "--out", tmp_path / "again", "--json")
+    assert rebuilt["tasks"]["recall"]["bits"] == entry["confirmed"][0]["recall.bits"]
+    assert rebuilt["cost"]["cache_bytes"] == entry["values"]["cache_bytes"]
+    (out / "report.html").unlink()
+    assert answer(capsys, "report", out, "--json") == found["front"]
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["describe", "absent.yaml"], "absent.yaml: no such file"),
+        (["describe", "."], "this is a folder"),
+        (["describe", "FILE", "--set", "model.layers.0.sequence.n_head=3"], "unknown option 'n_head'; did you mean 'n_heads'?"),
+        (["describe", "FILE", "--set", "model.d_model=-1"], "FILE: model.d_model: input should be greater than 0, not -1"),
+        (["describe", "FILE", "--set", "model.d_model=63"], "model.layers.0.sequence: d_model=63 must be divisible by"),
+        (["describe", "FILE", "--set", "model.layers.0.state=mlpp"], "no state block is named 'mlpp'; did you mean 'mlp'?"),
+        (["describe", "FILE", "--context", "0"], "--context: must be a positive number of tokens, not 0"),
+        (["train", "FILE", "--set", "match.params=5"], "FILE: match: no width of layers.0.state.d_cross_domain gives params=5"),
+        (["train", "FILE", "--device", "cuda:99"], "--device: device 'cuda:99' cannot be used here"),
+        (["train", "FILE", "--device", "gpu"], "--device: device 'gpu' cannot be used here"),
+        (["train", "FILE", "--threads", "0"], "--threads: must be at least 1"),
+        (["train", "FILE", "--set", "tasks=[]", "--set", "model.vocab_size=9"], "FILE: tasks: there is nothing to train on"),
+        (["train", "FILE", "--set", "model.layers.0.state={type: 'os:path'}"], "say --allow-import os"),
+        (["search", "FILE"], "FILE: a search space needs `search:`"),
+        (["report", "absent"], "absent holds no study.db"),
+        (["check", "atention"], "no block is named 'atention'; did you mean 'attention'?"),
+        (["check"], "name one block, or say --all"),
+        (["check", "attention", "--set", "n_heads=5"], "Attention: d_model=32 must be divisible by n_heads=5"),
+        (["trian", "FILE"], "invalid choice: 'trian'"),
+        (["describe"], "the following arguments are required: FILE.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, model_file, words, message):
+    words = [str(model_file) if word == "FILE" else word for word in words]
+    assert message.replace("FILE:", f"{model_file}:") in complaint(capsys, *words)
+
+
+def test_check_passes_a_good_block_and_fails_a_bad_one(capsys, tmp_path, monkeypatch):
+    results = answer(capsys, "check", "mlp", "--json")
+    assert all(result["passed"] for result in results)
+    assert all({"name", "passed", "message"} <= set(result) for result in results)
+    (tmp_path / "strange.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    results = answer(capsys, "check", "strange:Raises", "--json", code=1)
+    assert any("a block's own trouble" in result["message"] for result in results if not result["passed"])
+
+
+def test_schema_accepts_what_we_ship_and_names_every_block(capsys, request):
+    jsonschema = pytest.importorskip("jsonschema")
+    import yaml
+
+    schema = answer(capsys, "schema")
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for file in sorted((request.config.rootpath / "search_spaces").glob("*.yaml")):
+        content = yaml.safe_load(file.read_text())
+        assert not list(validator.iter_errors(content)), file.name
+        content["model"]["layers"][0]["sequence"] = {"type": "attention", "n_hed": 3}
+        assert list(validator.iter_errors(content)), "a misspelt option passes"
+    run = answer(capsys, "schema", "--of", "run")
+    jsonschema.Draft202012Validator(run).validate(yaml.safe_load(MODEL))
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from doge_lab.cli import build_parser; build_parser(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "doge_lab", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 2  # a tripwire against an eager import, which costs more; the figure itself is in benchmarks/

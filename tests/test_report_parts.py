@@ -1,0 +1,101 @@
+"""What the report is made of: figures of the study, counts, labels, axes, intervals, files."""
+
+import math
+import os
+
+import pytest
+from fake_search import make_results, run_config
+
+from doge_lab.cost import cost_of
+from doge_lab.files import write_text_atomically
+from doge_lab.model import ModelConfig
+from doge_lab.report.axes import axis
+from doge_lab.report.interval import t_interval, t_quantile
+from doge_lab.report.labels import model_label, number, spread
+from doge_lab.report.models import model_facts
+from doge_lab.report.study import study_panels
+from doge_lab.search.front import Trial
+from doge_lab.strict import validate
+
+
+def test_importance_is_about_the_best_trials_whatever_the_direction(tmp_path):
+    """`top` alone makes a trial one of the best, `bottom` one of the worst."""
+    trials = []
+    for i in range(40):
+        top, bottom = ("a" if i % 10 == 0 else "b"), ("a" if i % 10 == 5 else "b")
+        value = 100.0 * (top == "a") - 100.0 * (bottom == "a") + i / 40
+        trials.append(Trial(i, "complete", str(i), params={"top": top, "bottom": bottom}, values={"t.bits": value}))
+    for direction, decisive in (("maximize", "top"), ("minimize", "bottom")):
+        results = make_results(tmp_path / direction, trials, {"t.bits": direction})
+        bars = study_panels(results)[1].figure.data[0]
+        assert bars.y[-1] == decisive
+        assert bars.x[-1] > 0.9
+
+
+def test_the_cache_curve_is_what_the_cost_model_counts():
+    run = run_config(kv=1, width=30)
+    facts = model_facts({**run.dump(), "model": {**run.model.model_dump(mode="json"), "vocab_size": None}}, context=33)
+    assert {1, 33, 65536} <= facts.cache_bytes.keys()
+    for context in (1, 33, 4096):
+        assert facts.cache_bytes[context] == cost_of(run.model, context).cache_bytes
+    assert "nowhere" in model_facts({"model": {"d_model": 8, "layers": [{"sequence": "nowhere"}]}}, 8).problem
+
+
+def test_zero_has_a_place_on_a_logarithmic_axis():
+    sizes = axis("bytes", [0, 96, 4096], in_bytes=True)
+    assert sizes.layout["type"] == "log"
+    assert 0 < sizes.place(0) < sizes.place(96) == 96
+    shown = dict(zip(sizes.layout["tickvals"], sizes.layout["ticktext"], strict=True))
+    assert shown[sizes.place(0)] == "0"
+    assert shown[4096] == "4 KiB"
+    low, high = sizes.layout["range"]
+    assert low < math.log10(sizes.place(0)) < math.log10(4096) < high
+    assert "type" not in axis("bits", [-1, 96, 4096]).layout
+
+
+def test_a_label_names_what_differs_from_the_defaults():
+    attention = {"type": "attention", "n_heads": 4, "n_kv_heads": 1, "qk_norm": True}
+    layers = [
+        {"sequence": "none", "state": "mlp"},
+        {"sequence": attention, "state": {"type": "mlp", "d_hidden": 67}, "repeat": 2},
+        {"sequence": attention, "state": {"type": "mlp", "d_hidden": 67}},
+        {"sequence": "none", "state": "none"},
+    ]
+    model = {"d_model": 32, "layers": layers, "residual": "scaled"}
+    expected = "d32: mlp | 3 × attention(n_kv_heads=1, qk_norm=True)+mlp(67) | none (residual=scaled)"
+    assert model_label({"model": model}) == expected
+    assert model_label({"model": validate(ModelConfig, model).model_dump(mode="json")}) == expected
+    assert model_label({}) == "(no configuration)"
+
+
+def test_intervals_are_students():
+    known = {1: 12.706, 2: 4.303, 10: 2.228, 11: 2.201, 15: 2.131, 30: 2.042, 120: 1.980}
+    for freedom, expected in known.items():
+        assert t_quantile(freedom) == pytest.approx(expected, abs=6e-4)
+    assert t_interval([7.0]) == (7.0, None)
+    mean, half = t_interval([1.0, 2.0, 3.0])
+    assert (mean, half) == (2.0, pytest.approx(4.303 / 3**0.5))
+    assert (spread([1.0, 2.0, 3.0]), spread([4.0, 4.0]), spread([18420.3])) == ("2.0 ± 2.5", "4", "18,420")
+    assert [number(value) for value in (0.0, 12.345, 0.00123, 1e-7)] == ["0", "12.35", "0.001230", "1e-07"]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.txt"
+    write_text_atomically(path, "one\r\n")
+    assert path.read_bytes() == b"one\r\n"
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+    def full(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_text_atomically(path, "two")
+    assert [found.name for found in path.parent.iterdir()] == ["a.txt"]
+    assert path.read_bytes() == b"one\r\n"
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

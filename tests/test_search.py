@@ -1,0 +1,247 @@
+"""Searches: what is finished is kept, whoever dies; what is too dear is never trained; repeats become seeds."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from doge_lab import registry
+from doge_lab.errors import UserError
+from doge_lab.run import read_record
+from doge_lab.search import coordinator
+from doge_lab.search.config import load_space, parse_space
+from doge_lab.search.coordinator import Coordinator
+from doge_lab.search.front import dominates
+from doge_lab.search.study import load_study, read_results
+from doge_lab.search.worker import _work
+from strange_blocks import SOURCE
+
+TINY = Path(__file__).parent.parent / "search_spaces" / "tiny.yaml"
+
+
+class InProcess:
+    """Stands in for the pool of worker processes where a test is about something else."""
+
+    def __init__(self, devices, allow_import=()):
+        self.jobs, self.sent = [], []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    idle = property(lambda self: not self.jobs)
+    running = property(lambda self: list(self.jobs))
+
+    def submit(self, job):
+        self.jobs.append(job)
+
+    def wait(self):
+        job, answers = self.jobs.pop(), []
+        _work(json.loads(json.dumps(job)), "cpu", answers_to(answers))
+        return answers[-1]["event"], job, answers[-1]
+
+
+def answers_to(answers):
+    class Stream:
+        write = staticmethod(lambda line: answers.append(json.loads(line)))
+        flush = staticmethod(lambda: None)
+
+    return Stream
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    monkeypatch.setattr(coordinator, "Pool", InProcess)
+
+
+def tiny(state=("mlp", "none"), **search):
+    written = yaml.safe_load(TINY.read_text())
+    written["model"]["layers"] = [{"sequence": "none", "state": {"choice": list(state)}}]
+    written["tasks"] = written["tasks"][:1]
+    objectives = {"cache_bytes": "minimize", "capacity.bits": "maximize"}
+    return {**written, "search": {"objectives": objectives, "sampler": "random", "trials": 4, **search}}
+
+
+def search(written, out, **options):
+    return Coordinator(parse_space(written, "test"), out, ["cpu"], **options).run()
+
+
+@pytest.fixture
+def strange(tmp_path, monkeypatch):
+    (tmp_path / "strange.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "_allowed_packages", {"strange"})
+    yield lambda name, **options: {"type": f"strange:{name}", **options}
+    sys.modules.pop("strange", None)
+
+
+@pytest.mark.slow
+def test_a_whole_search_with_two_workers(tmp_path):
+    results = Coordinator(load_space(TINY), tmp_path, ["cpu", "cpu"]).run()
+    assert [trial.state for trial in results.trials] == ["complete"] * 4
+    assert results.context == 12
+    for trial in results.trials:
+        assert trial.values["cache_bytes"] == trial.cost["cache_bytes"]
+        assert trial.values["recall.bits"] == trial.metrics["recall"]["bits"]
+    everyone = [candidate.values for candidate in results.candidates]
+    for candidate in results.front:
+        assert not any(dominates(other, candidate.values, results.objectives) for other in everyone)
+        assert len(candidate.confirmed) == 1
+        assert candidate.confirmed[0] != candidate.values
+    records = [read_record(folder)[-1] for folder in (tmp_path / "runs").iterdir()]
+    assert len(records) == 2 * (4 + len(results.front))
+    assert all(record["event"] == "end" for record in records)
+
+
+def test_one_worker_is_deterministic(tmp_path, in_process):
+    first, again = (search(tiny(sampler="tpe"), tmp_path / name) for name in ("first", "again"))
+    assert [trial.values for trial in first.trials] == [trial.values for trial in again.trials]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "qmc"])
+def test_every_sampler_searches(tmp_path, in_process, sampler):
+    results = search(tiny(sampler=sampler, confirm_seeds=0), tmp_path)
+    assert {trial.state for trial in results.trials} == {"complete"}
+
+
+def test_a_candidate_drawn_again_gets_another_seed_and_the_front_its_mean(tmp_path, in_process):
+    results = search(tiny(trials=5, confirm_seeds=0), tmp_path)
+    for candidate in results.candidates:
+        seeds = [trial.seed for trial in candidate.trials]
+        assert len(set(seeds)) == len(seeds)
+        bits = [trial.values["capacity.bits"] for trial in candidate.trials]
+        assert candidate.values["capacity.bits"] == pytest.approx(sum(bits) / len(bits))
+    assert len(results.candidates) == 2
+
+
+def test_the_front_is_confirmed_on_tables_it_was_not_chosen_on(tmp_path, in_process):
+    results = search(tiny(confirm_seeds=2), tmp_path)
+    starts = [read_record(folder)[0] for folder in (tmp_path / "runs").iterdir()]
+    hashes = {on: {start["data_hash"] for start in starts if start["scored_on"] == on} for on in ("validation", "test")}
+    assert not hashes["validation"] & hashes["test"]
+    assert all(len(candidate.confirmed) == 2 for candidate in results.front)
+
+
+def test_a_candidate_over_budget_is_rejected_untrained(tmp_path, in_process):
+    results = search(tiny(state=[{"type": "mlp", "d_hidden": 400}, "none"], constraints={"params": {"max": 5000}}), tmp_path)
+    states = {trial.state for trial in results.trials}
+    assert states == {"complete", "rejected"}
+    rejected = [trial for trial in results.trials if trial.state == "rejected"]
+    assert all(trial.reason.startswith("outside the constraints: params is 13") for trial in rejected)
+    assert sum(trial.state == "complete" for trial in results.trials) == 4
+
+
+def test_an_impossible_match_is_rejected_with_its_reason(tmp_path, in_process):
+    written = {**tiny(state=[{"type": "mlp", "d_hidden": 4}, "mlp"]), "match": {"params": 3000}}
+    results = search(written, tmp_path)
+    rejected = {trial.reason for trial in results.trials if trial.state == "rejected"}
+    assert len(rejected) == 1
+    assert "nothing is left free" in rejected.pop()
+    assert all(trial.cost["params"] in range(2970, 3031) for trial in results.trials if trial.state == "complete")
+
+
+def test_a_search_that_rejects_everything_gives_up_with_the_reason(tmp_path, in_process, monkeypatch):
+    monkeypatch.setattr(coordinator, "REJECTIONS", 5)
+    with pytest.raises(UserError, match="5 candidates in a row were rejected; the last one because params is"):
+        search(tiny(constraints={"params": {"max": 1}}), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("Raises", "RuntimeError: a block's own trouble"), ("Diverges", "the loss is nan")])
+def test_a_block_that_fails_costs_its_trial_only(tmp_path, in_process, strange, name, reason):
+    results = search(tiny(state=[strange(name), "mlp"], confirm_seeds=0), tmp_path / "out")
+    failed = [trial for trial in results.trials if trial.state == "failed"]
+    assert failed
+    assert all(trial.reason.startswith(reason) and "\n" not in trial.reason for trial in failed)
+    assert {trial.state for trial in results.trials} == {"complete", "failed"}
+
+
+def test_a_class_in_a_file_needs_consent(strange, monkeypatch):
+    monkeypatch.setattr(registry, "_allowed_packages", set())
+    with pytest.raises(UserError, match="--allow-import strange"):
+        parse_space(tiny(state=[strange("Plain")]), "test")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "state", "kills"), [("DiesOnce", "complete", 1), ("Dies", "failed", 3), ("Prints", "complete", 0)])
+def test_a_worker_that_dies_is_replaced_and_its_trial_asked_again(tmp_path, strange, name, state, kills):
+    written = tiny(state=[strange(name, where=str(tmp_path / "mark"))], trials=1, confirm_seeds=0)
+    search = Coordinator(parse_space(written, "test"), tmp_path / "out", ["cpu"], allow_import=["strange"])
+    (trial,) = search.run().trials
+    assert trial.state == state
+    assert sum(search.attempts.values()) == kills
+    if state == "failed":
+        assert trial.reason == "the worker process ended with code -9"
+
+
+def started(out, *words):
+    command = [sys.executable, "-m", "doge_lab", "search", str(TINY), "--out", str(out), "--workers", "1", *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_trials(out, count):
+    for _ in range(300):
+        if (out / "study.db").exists():
+            try:
+                done = [trial for trial in read_results(out).trials if trial.state == "complete"]
+            except Exception:  # the study is being created
+                done = []
+            if len(done) >= count:
+                return done
+        time.sleep(0.1)
+    raise AssertionError(f"no {count} trials in 30 s")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_search_that_is_ended_keeps_its_trials_and_goes_on(tmp_path, how):
+    out = tmp_path / "out"
+    process = started(out, "--trials", "200")
+    try:
+        before = wait_for_trials(out, 2)
+    finally:
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+    assert "Traceback" not in errors
+    assert (out / "report.html").exists() == (how == signal.SIGINT)
+    kept = len([trial for trial in read_results(out).trials if trial.state == "complete"])
+    assert started(out, "--trials", str(kept + 2), "--resume").wait(120) == 0
+    after = read_results(out).trials
+    assert [trial.values for trial in after[: len(before)]] == [trial.values for trial in before]
+    assert sum(trial.state == "complete" for trial in after) == kept + 2
+    assert not any(trial.state == "running" for trial in after)
+    assert (out / "report.html").exists()
+
+
+def test_a_folder_is_not_searched_twice_by_mistake(tmp_path, in_process):
+    search(tiny(trials=1, confirm_seeds=0), tmp_path)
+    with pytest.raises(UserError, match="already holds a search; say --resume"):
+        search(tiny(trials=1), tmp_path)
+    with pytest.raises(UserError, match="was searched with another space"):
+        search(tiny(state=["none"], trials=1), tmp_path, resume=True)
+    with pytest.raises(UserError, match="holds no search to resume"):
+        search(tiny(trials=1), tmp_path / "new", resume=True)
+
+
+def test_a_resumed_sampler_does_not_repeat_its_draws(tmp_path, in_process):
+    written = tiny(state=[{"type": "mlp", "d_hidden": {"int": [1, 1000]}}], confirm_seeds=0)
+    search(written, tmp_path)
+    written["search"]["trials"] = 8
+    results = search(written, tmp_path, resume=True)
+    drawn = [trial.params["model.layers.0.state.mlp.d_hidden"] for trial in results.trials]
+    assert len(set(drawn)) == 8
+
+
+def test_the_study_opens_in_optuna(tmp_path, in_process):
+    search(tiny(confirm_seeds=0), tmp_path)
+    study = load_study(tmp_path)
+    assert study.metric_names == ["cache_bytes", "capacity.bits"]
+    assert [direction.name for direction in study.directions] == ["MINIMIZE", "MAXIMIZE"]
+    assert study.best_trials
