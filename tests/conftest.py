@@ -18,6 +18,14 @@ train: {steps: 8, batch_size: 16}
 """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Checks that a search remembers are remembered for these tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOGE_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def run_file(tmp_path):
     """A run that trains in a fraction of a second."""

@@ -1,10 +1,15 @@
-"""A package of badly behaved blocks, written outside the repository for the tests that search over them."""
+"""A module of badly behaved blocks, written outside the repository for the tests that search over them."""
 
 SOURCE = '''
 import os, signal
 from pathlib import Path
 from torch import nn
 from doge_lab.block import BlockConfig, StateBlock
+
+
+def trained(x):
+    """These blocks keep the contract; they misbehave on the batches of the tests' searches alone."""
+    return x.shape[:2] == (16, 3)
 
 
 class Plain(StateBlock):
@@ -32,7 +37,9 @@ class Raises(Plain):
     """Raises in training."""
 
     def forward(self, x):
-        raise RuntimeError("a block's own trouble\\nwith a second line")
+        if trained(x):
+            raise RuntimeError("a block's own trouble\\nwith a second line")
+        return super().forward(x)
 
 
 class Prints(Plain):
@@ -47,7 +54,7 @@ class Diverges(Plain):
     """Grows without bound."""
 
     def forward(self, x):
-        return 1e38 * (1e38 * super().forward(x))
+        return super().forward(x) * (float("inf") if trained(x) else 1)
 
 
 class DiesOnce(Plain):
@@ -55,7 +62,7 @@ class DiesOnce(Plain):
 
     def forward(self, x):
         mark = Path(self.config.where)
-        if not mark.exists():
+        if trained(x) and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x)
@@ -65,5 +72,14 @@ class Dies(Plain):
     """Is killed every time it is trained."""
 
     def forward(self, x):
-        os.kill(os.getpid(), signal.SIGKILL)
+        if trained(x):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+class FailsTheContract(Plain):
+    """Reads the next token."""
+
+    def forward(self, x):
+        return super().forward(x + 0.1 * x.roll(-1, dims=1))
 '''

@@ -159,6 +159,6 @@ def test_what_cannot_work_is_refused_with_a_way_out(options, message):
         block(**options)
 
 
-@pytest.mark.parametrize("options", [{"fidelity": "published"}, {"form": "serial", "impl": "reference"}, OPTIONS[3]])
+@pytest.mark.parametrize("options", [{"fidelity": "published"}, {"form": "serial"}, OPTIONS[3]])
 def test_other_forms_sign_the_contract_too(options):
     check_block(CDMoE, **options)

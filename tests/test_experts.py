@@ -107,14 +107,9 @@ def test_nothing_of_the_size_of_the_gathered_rows_exists():
     assert largest.numel <= TOKENS * D
 
 
-def test_tables_too_large_for_the_radix_sort(monkeypatch):
-    monkeypatch.setattr(experts, "_INT16_EXPERTS", 10)
-    leaves, indices = inputs()
-    assert_same(outputs(fast, leaves, indices), outputs(gathered, leaves, indices), 1e-14)
-
-
-def test_the_largest_table_of_the_radix_sort():
-    leaves, indices = inputs(n_experts=1 << 15)
+@pytest.mark.parametrize("n_experts", [1 << 15, 1 << 16])
+def test_tables_around_the_limit_of_the_radix_sort(n_experts):
+    leaves, indices = inputs(n_experts=n_experts)
     assert_same(outputs(fast, leaves, indices), outputs(gathered, leaves, indices), 1e-14)
 
 

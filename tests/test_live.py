@@ -107,8 +107,8 @@ def test_a_terminal_shows_the_front_within_its_height():
 
 def test_the_last_table_sets_test_values_below_those_of_the_search():
     trials = [trial(0, cache_bytes=0, bits=500.0), trial(1, bits=900.0, candidate="[red]")]
-    confirmed = {"[red]": [{"cache_bytes": 64, "capacity.bits": bits} for bits in (850.0, 860.0, 870.0)]}
-    everyone = candidates(trials, confirmed)
+    by_seed = {str(bits): {"cache_bytes": 64, "capacity.bits": float(bits)} for bits in (850, 860, 870)}
+    everyone = candidates(trials, {"[red]": by_seed})
     best = tuple(front(everyone, OBJECTIVES))
     results = Results("demo", "", "", {}, OBJECTIVES, {}, 32, tuple(trials), tuple(everyone), best)
     console = Console(file=io.StringIO(), width=100)

@@ -104,7 +104,8 @@ def test_values_on_test_data_stand_beside_those_of_the_search(tmp_path, seeds):
     trials = some_trials()
     best = front(candidates(trials, {}), THREE)[0]
     again = [{"cache_bytes": 0.0, "capacity.bits": 1000.0 + 10 * seed, "recall.bits": 2.0} for seed in range(seeds)]
-    results = make_results(tmp_path, trials, confirmed={best.trials[0].candidate: again}, study=False)
+    confirmed = {best.trials[0].candidate: {str(1000 + seed): values for seed, values in enumerate(again)}}
+    results = make_results(tmp_path, trials, confirmed=confirmed, study=False)
     files = write_report(results, tmp_path)
     page = Page(files["report.html"])
     assert "On fresh test data" in page.text
@@ -112,6 +113,7 @@ def test_values_on_test_data_stand_beside_those_of_the_search(tmp_path, seeds):
     assert ("test 1,000 " in page.text and "one seed, no interval" in page.text) == (seeds == 1)
     entry = next(e for e in json.loads(files["front.json"].read_text()) if e["trial"] == best.number)
     assert entry["confirmed"] == again
+    assert entry["confirmed_seeds"] == [1000, 1001, 1002][:seeds]
 
 
 @pytest.mark.usefixtures("light")

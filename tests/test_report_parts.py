@@ -3,6 +3,7 @@
 import math
 import os
 
+import plotly.graph_objects as go
 import pytest
 from fake_search import make_results, run_config
 
@@ -13,6 +14,8 @@ from doge_lab.report.axes import axis
 from doge_lab.report.interval import t_interval, t_quantile
 from doge_lab.report.labels import model_label, number, spread
 from doge_lab.report.models import model_facts
+from doge_lab.report.page import panel_html
+from doge_lab.report.panel import Panel
 from doge_lab.report.study import study_panels
 from doge_lab.search.front import Trial
 from doge_lab.strict import validate
@@ -39,6 +42,13 @@ def test_the_cache_curve_is_what_the_cost_model_counts():
     for context in (1, 33, 4096):
         assert facts.cache_bytes[context] == cost_of(run.model, context).cache_bytes
     assert "nowhere" in model_facts({"model": {"d_model": 8, "layers": [{"sequence": "nowhere"}]}}, 8).problem
+
+
+def test_no_text_in_a_figure_ends_its_script():
+    figure = go.Figure(layout={"title": "</script><script>alert(1)</script>", "height": 100})
+    shown = panel_html(Panel("any", "</h2>", "</figcaption>", figure))
+    assert shown.count("</script>") == shown.count("</h2>") == shown.count("</figcaption>") == 1
+    assert "alert(1)" in shown
 
 
 def test_zero_has_a_place_on_a_logarithmic_axis():

@@ -130,7 +130,9 @@ def test_the_front_is_confirmed_on_tables_it_was_not_chosen_on(tmp_path, in_proc
 
 
 def test_a_candidate_over_budget_is_rejected_untrained(tmp_path, in_process):
-    results = search(tiny(state=[{"type": "mlp", "d_hidden": 400}, "none"], constraints={"params": {"max": 5000}}), tmp_path)
+    results = search(
+        tiny(state=[{"type": "mlp", "d_hidden": 400}, "none"], constraints={"params": {"max": 5000}}), tmp_path
+    )
     states = {trial.state for trial in results.trials}
     assert states == {"complete", "rejected"}
     rejected = [trial for trial in results.trials if trial.state == "rejected"]
@@ -149,11 +151,15 @@ def test_an_impossible_match_is_rejected_with_its_reason(tmp_path, in_process):
 
 def test_a_search_that_rejects_everything_gives_up_with_the_reason(tmp_path, in_process, monkeypatch):
     monkeypatch.setattr(coordinator, "REJECTIONS", 5)
-    with pytest.raises(UserError, match="5 candidates in a row were rejected; the last one because params is"):
+    with pytest.raises(
+        UserError, match="5 candidates in a row were rejected; the last one: outside the constraints: params is"
+    ):
         search(tiny(constraints={"params": {"max": 1}}), tmp_path)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("Raises", "RuntimeError: a block's own trouble"), ("Diverges", "the loss is nan")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("Raises", "RuntimeError: a block's own trouble"), ("Diverges", "the loss is nan")]
+)
 def test_a_block_that_fails_costs_its_trial_only(tmp_path, in_process, strange, name, reason):
     results = search(tiny(state=[strange(name), "mlp"], confirm_seeds=0), tmp_path / "out")
     failed = [trial for trial in results.trials if trial.state == "failed"]
@@ -169,7 +175,9 @@ def test_a_class_in_a_file_needs_consent(strange, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "state", "kills"), [("DiesOnce", "complete", 1), ("Dies", "failed", 3), ("Prints", "complete", 0)])
+@pytest.mark.parametrize(
+    ("name", "state", "kills"), [("DiesOnce", "complete", 1), ("Dies", "failed", 3), ("Prints", "complete", 0)]
+)
 def test_a_worker_that_dies_is_replaced_and_its_trial_asked_again(tmp_path, strange, name, state, kills):
     written = tiny(state=[strange(name, where=str(tmp_path / "mark"))], trials=1, confirm_seeds=0)
     search = Coordinator(parse_space(written, "test"), tmp_path / "out", ["cpu"], allow_import=["strange"])
@@ -180,9 +188,8 @@ def test_a_worker_that_dies_is_replaced_and_its_trial_asked_again(tmp_path, stra
         assert trial.reason == "the worker process ended with code -9"
 
 
-def started(out, *words):
-    command = [sys.executable, "-m", "doge_lab", "search", str(TINY), "--out", str(out), "--workers", "1", *words]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def command(out, *words):
+    return [sys.executable, "-m", "doge_lab", "search", str(TINY), "--out", str(out), "--workers", "1", *words]
 
 
 def wait_for_trials(out, count):
@@ -202,7 +209,7 @@ def wait_for_trials(out, count):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_search_that_is_ended_keeps_its_trials_and_goes_on(tmp_path, how):
     out = tmp_path / "out"
-    process = started(out, "--trials", "200")
+    process = subprocess.Popen(command(out, "--trials", "200"), stderr=subprocess.PIPE, text=True)
     try:
         before = wait_for_trials(out, 2)
     finally:
@@ -212,7 +219,7 @@ def test_a_search_that_is_ended_keeps_its_trials_and_goes_on(tmp_path, how):
     assert "Traceback" not in errors
     assert (out / "report.html").exists() == (how == signal.SIGINT)
     kept = len([trial for trial in read_results(out).trials if trial.state == "complete"])
-    assert started(out, "--trials", str(kept + 2), "--resume").wait(120) == 0
+    subprocess.run(command(out, "--trials", str(kept + 2), "--resume"), check=True, timeout=300)
     after = read_results(out).trials
     assert [trial.values for trial in after[: len(before)]] == [trial.values for trial in before]
     assert sum(trial.state == "complete" for trial in after) == kept + 2
@@ -245,3 +252,40 @@ def test_the_study_opens_in_optuna(tmp_path, in_process):
     assert study.metric_names == ["cache_bytes", "capacity.bits"]
     assert [direction.name for direction in study.directions] == ["MINIMIZE", "MAXIMIZE"]
     assert study.best_trials
+
+
+def test_a_leaky_block_never_reaches_a_front(tmp_path, in_process, strange):
+    leaky = tiny(state=["mlp", strange("FailsTheContract")], confirm_seeds=0)
+    with pytest.raises(
+        UserError, match=r"block strange:FailsTheContract fails the check tokens_independent: .+ Mend it, or"
+    ):
+        search(leaky, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    results = search(leaky, tmp_path / "out", skip_failing=True)
+    assert {trial.config["model"]["layers"][0]["state"]["type"] for trial in results.trials if trial.config} == {"mlp"}
+    left_out = [trial.reason for trial in results.trials if trial.state == "rejected"]
+    assert all("left out: block strange:FailsTheContract fails the check" in reason for reason in left_out)
+
+
+def test_a_known_fault_needs_to_be_allowed(tmp_path, in_process):
+    published = {"type": "inner_func_attn", "n_heads": 2, "fidelity": "published"}
+    written = tiny(confirm_seeds=0, trials=1)
+    written["model"]["layers"][0]["sequence"] = published
+    with pytest.raises(
+        UserError, match=r"inner_func_attn \(fidelity: published, n_heads: 2\) fails .+allow_faults: true"
+    ):
+        search(written, tmp_path / "out")
+    written["search"]["allow_faults"] = True
+    assert search(written, tmp_path / "out").trials[0].state == "complete"
+
+
+def test_what_passed_is_not_checked_again_until_its_source_changes(tmp_path, in_process, strange, monkeypatch):
+    examined = []
+    monkeypatch.setattr("doge_lab.search.worker.examine", lambda suspect: examined.append(suspect.type) or [])
+    written = tiny(state=[strange("Plain")], trials=1, confirm_seeds=0)
+    search(written, tmp_path / "first")
+    search(written, tmp_path / "second")
+    assert examined.count("strange:Plain") == 1
+    (tmp_path / "strange.py").write_text(SOURCE + "\n# changed\n")
+    search(written, tmp_path / "third")
+    assert examined.count("strange:Plain") == 2

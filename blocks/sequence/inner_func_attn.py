@@ -7,7 +7,7 @@ The mask m weighs key positions, per head. `cache: hidden` keeps x and the choic
 q · (W_k x) = (W_kᵀ q) · x, so that d_model + H_v k (index + weight) numbers per token do for 2 d_model. The ratio is
 near a half when d_model is large; it passes 1 when H_v k nears half of d_model.
 
-Source: Shi & Wu 2024, https://arxiv.org/abs/2407.16958 (version 6)
+Source: Shi et al. 2024, https://arxiv.org/abs/2407.16958
 
 Shape letters: B batch row, T new token, S visible token, D d_model, H attention head, K head_dim, N inner value,
 J pick of a token (H_v k of them), R retrieval width, P masked position.
@@ -43,7 +43,7 @@ class InnerFuncAttn(SequenceBlock):
         """Inner values that each retrieval head picks for a token, k."""
         d_inner_values_retrieval: PositiveInt | None = None
         """Width of a retrieval query; head_dim when left out."""
-        max_position_embeddings: PositiveInt = 128
+        max_position_embeddings: PositiveInt = 64
         """Key positions that the mask covers; a key beyond them is not masked."""
         mask: Literal["none", "learned"] = "learned"
         """Weigh key positions per head by a learned number added to their scores."""

@@ -3,7 +3,7 @@
     [b, c, u]_t = W_in x_t        y_t = W_out (c_t ⊙ conv(b ⊙ u)_t)        conv over the last kernel_size tokens
     y_t = conv(x)_t               with `gate: false`
 
-Source: Liquid AI 2025, LFM2 technical report, https://arxiv.org/abs/2511.23404
+Source: Amini et al. 2025, https://arxiv.org/abs/2511.23404
 
 Shape letters: B batch row, T new token, D d_model.
 """

@@ -41,4 +41,3 @@ def main(words: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0  # the reader of our output has seen enough
-

@@ -11,6 +11,11 @@ from doge_lab.errors import UserError
 if TYPE_CHECKING:
     from doge_lab.search.coordinator import Coordinator
 
+PHASES = {
+    "check": "checking that every block of the space keeps the contract",
+    "confirm": "training the front again on fresh test data",
+}
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("search", help="search a space", description=__doc__)
@@ -21,6 +26,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampler and of the candidates (default 0)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda (all GPUs), cuda:1 ...")
     parser.add_argument("--resume", action="store_true", help="continue the search in --out")
+    parser.add_argument(
+        "--skip-failing", action="store_true", help="leave out blocks that fail the contract instead of stopping"
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -40,10 +48,13 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         resume=options.resume,
         allow_import=options.allow_import,
+        skip_failing=options.skip_failing,
     )
     try:
         _watched(search, quiet=options.json)
     except KeyboardInterrupt:
+        if search.phase == "check":
+            raise
         _finish(search, options, "Interrupted: what is finished is kept; --resume continues.")
         return 130
     except OSError as error:
@@ -62,13 +73,13 @@ def _watched(search: "Coordinator", *, quiet: bool) -> None:
     with LiveFront(search.space.search.objectives, search.space.search.trials, console=console) as view:
 
         def show(search: "Coordinator") -> None:
-            trials = search.results().trials
-            notes = ", ".join(f"{number}: {note}" for number, note in search.notes.items() if number >= 0)
-            confirming = sum(number < 0 for number in search.notes)
-            phase = (
-                f"confirming the front on fresh test data ({confirming} running)" if search.phase == "confirm" else ""
+            trials = () if search.phase == "check" else search.results().trials
+            training = ", ".join(f"trial {number}: {note}" for number, note in search.notes.items() if number >= 0)
+            view.update(
+                trials,
+                running=sum(trial.state == "running" for trial in trials),
+                note=PHASES.get(search.phase, training),
             )
-            view.update(trials, running=sum(trial.state == "running" for trial in trials), note=phase or notes)
 
         search.on_change = show
         search.run()

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from doge_lab.layers.routing import count_picks
 
-# PyTorch's own gradient of an embedding bag's weights: a sampled dense-dense product. It is private to PyTorch.
+# The gradient of an embedding bag's weights, a sampled dense-dense product: an operator private to PyTorch.
 _SAMPLED_DOT: Any = getattr(torch.ops.aten, "_embedding_bag_per_sample_weights_backward", None)
 _SUM_MODE = 0
 _FEW_FLOATS = 1 << 13  # gathered rows this small cost less than the bags' set-up
@@ -75,8 +75,9 @@ def pick_sum(weights: Tensor, table: Tensor, picks: Picks) -> Tensor:
 def _gathers(table: Tensor, picks: Picks) -> bool:
     """Whether to hold the gathered rows after all: they are few, or the bags cannot be had."""
     n_tokens, n_picks = picks.indices.shape
+    full = table.dtype in (torch.float32, torch.float64)
     # Not every CUDA build has the private op in half precision.
-    bags = _SAMPLED_DOT is not None and (table.device.type == "cpu" or table.dtype in (torch.float32, torch.float64))
+    bags = _SAMPLED_DOT is not None and table.device.type in (("cpu", "cuda") if full else ("cpu",))
     # One token always gathers, so that PyTorch's FLOP counter, which is blind to bags, sees all of a decoding step.
     return not bags or n_tokens == 1 or n_tokens * n_picks * table.shape[1] <= _FEW_FLOATS
 

@@ -1,5 +1,6 @@
 """Axes for sizes that span decades and may be zero: a logarithm has no place for zero, so it gets one of its own."""
 
+import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class Axis:
 
 def axis(title: str, values: Sequence[float], *, in_bytes: bool = False, always_log: bool = False) -> Axis:
     """An axis for `values`: logarithmic when none is negative and they span a factor of `WIDE`, else linear."""
+    title = html.escape(title, quote=False)  # plotly reads a little HTML in titles
     positive = [value for value in values if value > 0]
     wide = bool(positive) and min(values) >= 0 and max(positive) >= WIDE * min(positive)
     if not wide and not (always_log and positive):

@@ -101,7 +101,11 @@ def _front(results: Results, plane: _Plane) -> go.Scatter:
     if len(results.objectives) > 2:
         third = list(results.objectives)[2]
         bar = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.01, "yanchor": "bottom", "len": 0.6}
-        bar |= {"thickness": 8, "outlinewidth": 0, "title": {"text": title_of(third, results), "side": "top"}}
+        bar |= {
+            "thickness": 8,
+            "outlinewidth": 0,
+            "title": {"text": html.escape(title_of(third, results), quote=False), "side": "top"},
+        }
         marker |= {"color": [candidate.values[third] for candidate in results.front]}
         marker |= {"colorscale": SCALE, "colorbar": bar, "showscale": True}
     place = _place(results.front, plane)

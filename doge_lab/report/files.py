@@ -46,6 +46,7 @@ def _entry(candidate: Candidate, results: Results) -> dict[str, Any]:
         "seeds": len(candidate.trials),
         "all_values": [{"trial": trial.number, "seed": trial.seed, **trial.values} for trial in candidate.trials],
         "confirmed": candidate.confirmed,
+        "confirmed_seeds": candidate.confirmed_seeds,
         "cost": first.cost,
         "metrics": [trial.metrics for trial in candidate.trials],
         "config": first.config,

@@ -31,8 +31,8 @@ def page(results: Results) -> str:
         summary=_summary(results),
         counts=_counts(results),
         honesty="".join(f"<li>{line}</li>" for line in _honesty(results)),
-        front=_panel(front_panel(results)) + _front_table(results),
-        figures="".join(_panel(panel) for panel in (cache_panel(results, facts), *study_panels(results))),
+        front=panel_html(front_panel(results)) + _front_table(results),
+        figures="".join(panel_html(panel) for panel in (cache_panel(results, facts), *study_panels(results))),
         cards="".join(cards) or "<p>No trial is complete, so there is no model to show.</p>",
         reasons=_reasons(results),
         space=html.escape(yaml.safe_dump(plain(results.space), sort_keys=False, allow_unicode=True)),
@@ -131,13 +131,13 @@ def _front_table(results: Results) -> str:
     return html_table(header, body, numeric=range(len(header) - 1))
 
 
-def _panel(panel: Panel) -> str:
+def panel_html(panel: Panel) -> str:
+    """A figure with its heading and caption; its data stand beside it as JSON."""
     heading = f'<figure class="panel" id="figure-{panel.name}"><h2>{escaped(panel.title)}</h2>'
     caption = f"<figcaption>{escaped(panel.caption)}</figcaption></figure>"
     if panel.figure is None:
         return heading + caption
-    # `<` would let a name close the script element that holds the data.
-    data = panel.figure.to_json().replace("<", "\\u003c")
+    data = panel.figure.to_json()  # plotly writes `<` as an escape, so that no name closes the script element
     height = panel.figure.layout.height
     plot = f'<div class="plot" style="height: {height}px" role="img" aria-label="{escaped(panel.title)}"></div>'
     return f'{heading}{plot}<script type="application/json">{data}</script>{caption}'

@@ -59,7 +59,7 @@ def _history(study: optuna.Study, results: Results, title: str) -> Panel:
         return Panel("history", title, "No trial is complete.", None)
     if len(results.objectives) == 1:
         name = next(iter(results.objectives))
-        figure = plot_optimization_history(study, target_name=title_of(name, results))
+        figure = plot_optimization_history(study, target_name=html.escape(title_of(name, results), quote=False))
         return Panel("history", title, "Every complete trial, and the best so far.", _plain(figure, "trial"))
     reference = [results.reference[name] for name in results.objectives]
     signs = [1 if direction == "maximize" else -1 for direction in results.objectives.values()]

@@ -14,15 +14,16 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from optuna.trial import Trial as OptunaTrial
 
-from doge_lab import config
 from doge_lab.config import RunConfig, fingerprint
 from doge_lab.errors import UserError
 from doge_lab.objective import Measured
 from doge_lab.search.config import Space
 from doge_lab.search.front import Results
 from doge_lab.search.pool import DIED, DONE, FAILED, REPORT, Pool
+from doge_lab.search.screening import Rejected, screen
 from doge_lab.search.space import Draw, Hole, Scalar, fill
-from doge_lab.search.study import Confirmed, open_study, results_of
+from doge_lab.search.study import Confirmed, open_study, refuse_mixing, results_of
+from doge_lab.search.vetting import Vetting
 
 RUNS = "runs"
 ATTEMPTS = 3
@@ -45,24 +46,29 @@ class Coordinator:
     seed: int = 0
     resume: bool = False
     allow_import: Sequence[str] = ()
+    skip_failing: bool = False
     on_change: OnChange = lambda search: None
     notes: dict[int, str] = field(default_factory=dict)
     """Job number -> how far it is, for the live view."""
-    phase: str = "search"
+    phase: str = "check"
 
     def run(self) -> Results:
         """Search, confirm the front, and return what a report needs. Raises `UserError` when nothing can be trained."""
-        self.study, self.storage = open_study(self.directory, self.space, seed=self.seed, resume=self.resume)
-        self.study_id = self.storage.get_study_id_from_name(self.study.study_name)
-        self.attempts: Counter[int] = Counter()
-        self.waiting = deque(self._left_running())
+        refuse_mixing(self.directory, resume=self.resume)
+        self.attempts: Counter[tuple[str, int]] = Counter()
+        self.vetting = Vetting(self.space, skip_failing=self.skip_failing)
         with Pool(self.devices, self.allow_import) as pool:
-            self._search(pool)
+            self._work_through(pool, deque(self.vetting.jobs()), self.vetting.keep)
+            self.study, self.storage = open_study(self.directory, self.space, seed=self.seed)
+            self.study_id = self.storage.get_study_id_from_name(self.study.study_name)
+            self.phase = "search"
+            self._search(pool, deque(self._left_running()))
+            self.phase = "confirm"
             self._confirm(pool)
         return self.results()
 
     def results(self) -> Results:
-        """What was found so far."""
+        """What was found so far; not before the blocks were checked."""
         return results_of(self.study, self.space, self.directory)
 
     @property
@@ -73,10 +79,19 @@ class Coordinator:
             trial.state in done and "config" in trial.user_attrs for trial in self.study.get_trials(deepcopy=False)
         )
 
-    def _search(self, pool: Pool) -> None:
+    def _work_through(
+        self, pool: Pool, jobs: deque[dict[str, Any]], keep: Callable[[Mapping[str, Any], Mapping[str, Any]], None]
+    ) -> None:
+        while jobs or pool.running:
+            while jobs and pool.idle:
+                pool.submit(jobs.popleft())
+            self.on_change(self)
+            self._handle(pool, keep)
+
+    def _search(self, pool: Pool, left_running: deque[dict[str, Any]]) -> None:
         while True:
             while pool.idle and self.trained + len(pool.running) < self.space.search.trials:
-                pool.submit(self.waiting.popleft() if self.waiting else self._next_job())
+                pool.submit(left_running.popleft() if left_running else self._next_job())
                 self.on_change(self)
             if not pool.running:
                 return
@@ -89,8 +104,8 @@ class Coordinator:
         if event == REPORT:
             self.notes[number] = f"{content['task']} {content['step']}/{content['steps']}"
         elif event == DIED and job:
-            self.attempts[number] += 1
-            if self.attempts[number] < ATTEMPTS:
+            self.attempts[self.phase, number] += 1
+            if self.attempts[self.phase, number] < ATTEMPTS:
                 pool.submit(job)
             else:
                 event, content = FAILED, {**content, "event": FAILED}
@@ -115,22 +130,21 @@ class Coordinator:
         for _ in range(REJECTIONS):
             trial = self.study.ask()
             try:
-                run = config.parse({**fill(self.space.run, _drawn_by(trial)), "name": self.space.name}).resolved()
-                cost = run.cost()
-            except UserError as error:
-                reason = str(error)
-                self._reject(trial, reason, {"match": 1.0})
+                run, cost = screen(self.space, fill(self.space.run, _drawn_by(trial)), self.vetting.left_out)
+            except Rejected as rejected:
+                reason = str(rejected)
+                self._reject(trial, rejected)
                 continue
             self._set(trial, "cost", cost.dump())
-            excess = self._excess(cost.dump())
-            for name, value in excess.items():
-                trial.set_constraint(name, value)
-            if any(value > 0 for value in excess.values()):
-                reason = ", ".join(f"{name} is {getattr(cost, name):,}" for name, v in excess.items() if v > 0)
-                self._reject(trial, f"outside the constraints: {reason}")
-                continue
             return self._admit(trial, run)
-        raise UserError(f"{REJECTIONS} candidates in a row were rejected; the last one because {reason}", "search")
+        raise UserError(f"{REJECTIONS} candidates in a row were rejected; the last one: {reason}", "search")
+
+    def _reject(self, trial: OptunaTrial, rejected: Rejected) -> None:
+        if rejected.cost:
+            self._set(trial, "cost", rejected.cost.dump())
+        for name, value in rejected.excess.items():
+            trial.set_constraint(name, value)
+        self._end(trial, TrialState.PRUNED, str(rejected))
 
     def _admit(self, trial: OptunaTrial, run: RunConfig) -> dict[str, Any]:
         """A job for an admissible candidate; one that was drawn before gets another seed."""
@@ -143,15 +157,6 @@ class Coordinator:
 
     def _job(self, number: int, run: Mapping[str, Any], scored_on: str) -> dict[str, Any]:
         return {"job": number, "run": run, "folder": str(self.directory / RUNS), "scored_on": scored_on}
-
-    def _excess(self, cost: Mapping[str, Any]) -> dict[str, float]:
-        bounds = self.space.search.constraints
-        return {name: float(bound.excess(cost[name])) for name, bound in bounds.items()}
-
-    def _reject(self, trial: OptunaTrial, reason: str, constraints: Mapping[str, float] | None = None) -> None:
-        for name, value in (constraints or {}).items():
-            trial.set_constraint(name, value)
-        self._end(trial, TrialState.PRUNED, reason)
 
     def _end(self, trial: OptunaTrial | FrozenTrial, state: TrialState, reason: str) -> None:
         self._set(trial, "reason", reason)
@@ -175,7 +180,6 @@ class Coordinator:
 
     def _confirm(self, pool: Pool) -> None:
         """Train the front again on fresh test data, from other seeds: what was chosen is not what is reported."""
-        self.phase = "confirm"
         confirmed: Confirmed = self.study.user_attrs["confirmed"]
         jobs = deque(self._confirmation_jobs(confirmed))
 
@@ -186,11 +190,7 @@ class Coordinator:
                 confirmed.setdefault(job["candidate"], {})[str(job["run"]["seed"])] = values
                 self.study.set_user_attr("confirmed", confirmed)
 
-        while jobs or pool.running:
-            while jobs and pool.idle:
-                pool.submit(jobs.popleft())
-            self.on_change(self)
-            self._handle(pool, keep)
+        self._work_through(pool, jobs, keep)
 
     def _confirmation_jobs(self, confirmed: Confirmed) -> Iterable[dict[str, Any]]:
         number = -1

@@ -19,8 +19,9 @@ from doge_lab.errors import UserError
 
 Scalar = str | int | float | bool | None
 
-_KINDS = ("choice", "int", "float")
-_ALLOWED = {
+HoleKind = Literal["choice", "int", "float"]
+_KINDS: tuple[HoleKind, ...] = ("choice", "int", "float")
+_ALLOWED: dict[HoleKind, set[str]] = {
     "choice": {"choice", "per_layer"},
     "int": {"int", "step", "log", "per_layer"},
     "float": {"float", "log", "per_layer"},
@@ -31,7 +32,7 @@ _ALLOWED = {
 class Hole:
     """A place to fill. `labels` name the choices (a block by its type); `low`, `high` bound a number."""
 
-    kind: Literal["choice", "int", "float"]
+    kind: HoleKind
     choices: tuple[Any, ...] = ()
     labels: tuple[Scalar, ...] = ()
     low: float = 0
@@ -120,7 +121,7 @@ def is_hole(node: Any) -> bool:
 
 def parse_hole(written: Mapping[str, Any], path: str) -> Hole:
     """Read a hole. Raises `UserError` with its path."""
-    kinds = [kind for kind in _KINDS if kind in written]
+    kinds: list[HoleKind] = [kind for kind in _KINDS if kind in written]
     if len(kinds) != 1:
         raise UserError(f"a hole is one of choice, int, float; this has {', '.join(kinds)}", path)
     kind = kinds[0]
@@ -168,7 +169,7 @@ def _label(choice: Any, path: str) -> Scalar:
         return str(choice["type"])
     if isinstance(choice, list):
         return str(choice)
-    return choice  # type: ignore[no-any-return]
+    return choice
 
 
 def holes(space: Any) -> dict[str, Hole]:

@@ -28,13 +28,18 @@ Confirmed = dict[str, dict[str, dict[str, float]]]
 """Fingerprint -> seed -> objective -> value on fresh test data."""
 
 
-def open_study(directory: Path, space: Space, *, seed: int, resume: bool) -> tuple[Study, BaseStorage]:
-    """Create the study of a new search, or continue one. Raises `UserError` when that would mix two searches."""
-    path = directory / STUDY
-    if path.exists() and not resume:
+def refuse_mixing(directory: Path, *, resume: bool) -> None:
+    """Raise `UserError` when a new search would fall into an old one's folder, or there is none to resume."""
+    exists = (directory / STUDY).exists()
+    if exists and not resume:
         raise UserError(f"{directory} already holds a search; say --resume to continue it, or choose another --out")
-    if resume and not path.exists():
+    if resume and not exists:
         raise UserError(f"{directory} holds no search to resume; leave --resume out to start one")
+
+
+def open_study(directory: Path, space: Space, *, seed: int) -> tuple[Study, BaseStorage]:
+    """Create the study of a new search, or continue one. Raises `UserError` when the folder is another space's."""
+    path = directory / STUDY
     directory.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.get_storage(_url(path))

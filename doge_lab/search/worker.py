@@ -1,8 +1,8 @@
 """A long-lived worker process: reads jobs from standard input, a line of JSON each, and answers the same way.
 
-    job     {"job": 7, "run": {...}, "folder": "...", "scored_on": "validation"}
+    job     {"job": 7, "run": {...}, "folder": "...", "scored_on": "validation"}      or {"job": -1, "suspect": {...}}
     answer  {"event": "report", "job": 7, "task": "recall", "step": 120, "steps": 300}
-            {"event": "done", "job": 7, "metrics": {...}, "seconds": 8.1}
+            {"event": "done", "job": 7, "metrics": {...}, "seconds": 8.1}                  or "results" of the checks
             {"event": "failed", "job": 7, "reason": "..."}
 
 Text only: nothing is pickled. The worker ends when its input does, so it never outlives the coordinator. What a
@@ -24,6 +24,7 @@ import torch
 
 from doge_lab import config, registry
 from doge_lab.objective import evaluate
+from doge_lab.search.vetting import Suspect, examine
 from doge_lab.train import Diverged, StepReport
 
 
@@ -46,6 +47,13 @@ def main() -> None:
 
 
 def _work(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
+    if "suspect" in job:
+        _answer(answers, event="done", job=job["job"], results=examine(Suspect(**job["suspect"])))
+    else:
+        _train(job, device, answers)
+
+
+def _train(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
     number = job["job"]
     folder = Path(job["folder"])
 
@@ -68,8 +76,11 @@ def _work(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
 
 
 def _answer(answers: TextIO, **content: Any) -> None:
-    answers.write(json.dumps(content) + "\n")
-    answers.flush()
+    try:
+        answers.write(json.dumps(content) + "\n")
+        answers.flush()
+    except BrokenPipeError:
+        os._exit(0)  # the coordinator is gone: finished runs are on disk, and nobody is left to tell
 
 
 if __name__ == "__main__":

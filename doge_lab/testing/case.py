@@ -158,8 +158,19 @@ def in_chunks(
     return torch.cat(outputs, dim=1)
 
 
-def fit(case: Case, block: Any, steps: int, *, lr: float = 1e-2, inspect: Callable[[], None] | None = None) -> None:
-    """Train on random targets with AdamW without decay; `inspect` sees the gradients before each step."""
+def fit(
+    case: Case,
+    block: Any,
+    steps: int,
+    *,
+    lr: float = 1e-2,
+    auxiliary: bool = True,
+    inspect: Callable[[], None] | None = None,
+) -> None:
+    """Train on random targets with AdamW without decay; `inspect` sees the gradients before each step.
+
+    `auxiliary` adds what a routed block reports to the loss.
+    """
     parameters = [parameter for parameter in block.parameters() if parameter.requires_grad]
     if not parameters:
         return
@@ -168,7 +179,8 @@ def fit(case: Case, block: Any, steps: int, *, lr: float = 1e-2, inspect: Callab
     for step in range(steps):
         optimizer.zero_grad()
         torch.manual_seed(step)
-        training_loss(block, case.input(8, 32, seed=100 + step), case.input(8, 32, seed=200 + step)).backward()
+        x, target = case.input(8, 32, seed=100 + step), case.input(8, 32, seed=200 + step)
+        training_loss(block, x, target, auxiliary=auxiliary).backward()
         if inspect is not None:
             inspect()
         optimizer.step()
@@ -177,10 +189,10 @@ def fit(case: Case, block: Any, steps: int, *, lr: float = 1e-2, inspect: Callab
     block.eval()
 
 
-def training_loss(block: Any, x: Tensor, target: Tensor) -> Tensor:
-    """Squared error plus what a routed block adds to the loss."""
+def training_loss(block: Any, x: Tensor, target: Tensor, *, auxiliary: bool = True) -> Tensor:
+    """Squared error, plus what a routed block adds to the loss."""
     loss = F.mse_loss(output(block, x), target)
-    return loss if block.router_stats is None else loss + block.router_stats.loss
+    return loss + block.router_stats.loss if auxiliary and block.router_stats is not None else loss
 
 
 def close(

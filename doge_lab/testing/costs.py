@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,7 +25,7 @@ TOKENS = 16
 def flops(case: Case) -> None:
     """`flops_per_token(context)` is what PyTorch counts in one decoding step, plus `uncounted_flops_per_token`."""
     block = case.trained()
-    contexts = {1, 2, 17, 64, *(min(window, 1024) + offset for window in case.windows for offset in (-1, 0, 5))}
+    contexts = {1, 2, 17, 64, 300, *(min(window, 1024) + offset for window in case.windows for offset in (-1, 0, 5))}
     for context in sorted(context for context in contexts if context > 0):
         declared, counted = block.flops_per_token(context), counted_flops(block, context)
         by_hand = uncounted_flops(block, context)

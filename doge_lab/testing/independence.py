@@ -74,7 +74,8 @@ def causal(case: Case) -> None:
 
 
 def _require_prefixes(case: Case, block: Any) -> None:
-    for length, cuts in ((40, (1, 2, 16, 33)), (130, (65,))):
+    lengths = {40: (1, 2, 16, 33), 130: (65,)} | ({520: (257,)} if case.full else {})
+    for length, cuts in lengths.items():
         x, ones = case.input(2, length), torch.ones(2, length)
         with torch.no_grad():
             y = output(block, x)

@@ -7,9 +7,10 @@ import random
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from doge_lab.cache import LayerCache, nbytes, storage_bytes
+from doge_lab.testing.attributes import all_attributes
 from doge_lab.testing.case import SPLIT_TOLERANCE, Case, check, close, in_chunks, output, require
 
 
@@ -60,7 +61,11 @@ def cache_bytes(case: Case) -> None:
     """The bytes declared by `cache_spec` are the bytes that a used cache holds on storage, at any length and type."""
     block = case.trained()
     lengths = {1, 8, 17, *(max(1, window + offset) for window in case.windows for offset in (-1, 0, 1, 9))}
-    for dtype in (torch.float32, torch.bfloat16):
+    dtypes = [torch.float32, torch.bfloat16]
+    if case.full:
+        lengths |= {2, 3, 33, 64, 257}
+        dtypes.append(torch.float16)
+    for dtype in dtypes:
         for length in sorted(length for length in lengths if length <= 1100):
             cache = block.init_cache(batch=3, capacity=length, dtype=dtype)
             require(
@@ -114,7 +119,7 @@ def memory_only_in_cache(case: Case) -> None:
     """Nothing is remembered outside the cache: other calls in between change neither the block nor its output."""
     block, x, other = case.trained(), case.input(), case.input(seed=2)
     with torch.no_grad():
-        before = attributes(block)
+        before = all_attributes(block)
         y = output(block, x)
         output(block, other)
         close(output(block, x), y, "the same input gives another output after a call with other inputs")
@@ -127,39 +132,9 @@ def memory_only_in_cache(case: Case) -> None:
                 outputs.append(output(block, part, None, caches[0]))
                 output(block, other_part, None, caches[1])
             close(torch.cat(outputs, 1), alone, "two caches used in turn disturb each other")
-        after = attributes(block)
+        after = all_attributes(block)
     for name in sorted(before.keys() | after.keys()):
         require(
             _same(before.get(name), after.get(name)),
             f"a call changes {name!r} of the block; memory belongs in the cache",
         )
-
-
-def attributes(block: nn.Module) -> dict[str, Any]:
-    """What a block holds, copied: parameters, buffers, and plain attributes other than the router's report."""
-    held: dict[str, Any] = {name: tensor.detach().clone() for name, tensor in block.state_dict(keep_vars=True).items()}
-    for path, module in block.named_modules():
-        for name, value in [*module.named_buffers(recurse=False), *vars(module).items()]:
-            if name != "router_stats" and not (name.startswith("_") and name in vars(nn.Module())):
-                held[f"{path}.{name}".lstrip(".")] = _copied(value)
-    return held
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_copied(item) for item in value]
-    return value if isinstance(value, bool | int | float | str | None) else id(value)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return type(a) is type(b) and a == b

@@ -114,7 +114,8 @@ def run_checks(
         add(built)
     if not built.passed:
         return results
-    faults = case.build().known_faults()
+    with torch.random.fork_rng(devices=[]):
+        faults = case.build().known_faults()
     for each in CHECKS.values():
         wanted = each.name in only if only is not None else _applies(each, case) and (full or each.mode == "quick")
         if wanted and each is not builds:
@@ -147,7 +148,7 @@ def _run(each: Check, case: Case, faults: Mapping[str, str]) -> CheckResult:
         return CheckResult(each.name, True, str(reason), "skipped")
     except AssertionError as error:
         problem = _one_line(error) or "AssertionError"
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         problem = f"{type(error).__name__}: {_one_line(error)}"
     return _judged(each.name, problem, faults.get(each.name))
 
@@ -160,7 +161,7 @@ def _judged(name: str, problem: str | None, fault: str | None) -> CheckResult:
     return CheckResult(name, True, f"{fault} (seen: {problem})", "known_fault")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else ""
     return first if len(first) <= LONGEST else first[: LONGEST - 3] + "..."

@@ -16,7 +16,6 @@ class DeadRouter(Experts):
 
     def choose(self, scores):
         weight, index = super().choose(scores)
-        self.router_stats = dataclasses.replace(self.router_stats, loss=torch.zeros(()))
         return torch.full_like(weight, 0.5), index
 
 
@@ -86,6 +85,19 @@ class GraphPilesUp(Experts):
         before = 0.0 if self.router_stats is None else self.router_stats.loss
         super().report(scores, index)
         self.router_stats = dataclasses.replace(self.router_stats, loss=self.router_stats.loss + before)
+
+
+class KeepsALog(Experts):
+    """Appends every loss to a list, in training."""
+
+    def __init__(self, d_model, **options):
+        super().__init__(d_model, **options)
+        self.log = []
+
+    def report(self, scores, index):
+        super().report(scores, index)
+        if self.training:
+            self.log.append(self.router_stats.loss.detach())
 
 
 class KeepsTheSum(Experts):

@@ -75,6 +75,7 @@ def test_the_block_around_it():
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_(std=0.5)
+        block.v.weight.mul_(1e-3)  # so small that the norm's epsilon shows how outputs are scaled
     x, direction = torch.randn(2, BATCH, tokens, d_model)
     y, _ = block(x)
     (y * direction).sum().backward()

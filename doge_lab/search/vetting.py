@@ -1,0 +1,145 @@
+"""No block enters a search before it has passed the contract, in every configuration that the space can sample.
+
+A leak wins every naive search, so this cannot be switched off. What passed is remembered, by the block's source, the
+contract's own source and the options, so that the next search over the same blocks starts at once.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from doge_lab import config, registry
+from doge_lab.block import Kind
+from doge_lab.errors import UserError
+from doge_lab.files import write_text_atomically
+from doge_lab.search.config import Space
+from doge_lab.search.space import alternatives
+
+FAILED, KNOWN_FAULT = "failed", "known_fault"
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A block in one configuration. `options` is JSON, so that suspects can be told apart and sent to workers."""
+
+    kind: Kind
+    type: str
+    options: str
+    d_model: int
+
+    def __str__(self) -> str:
+        written = ", ".join(f"{name}: {value}" for name, value in json.loads(self.options).items())
+        return f"{self.type} ({written})" if written else self.type
+
+
+class Vetting:
+    """The examination of a space's blocks: jobs for the workers, and what follows from their answers."""
+
+    def __init__(self, space: Space, *, skip_failing: bool) -> None:
+        self.allow_faults = space.search.allow_faults
+        self.skip_failing = skip_failing
+        self.suspects = suspects(space)
+        self.left_out: dict[str, str] = {}
+        """Name of a block that failed, where `skip_failing` leaves it out -> its first failed check."""
+
+    def jobs(self) -> Iterator[dict[str, Any]]:
+        """A job for each suspect that was not examined before. Raises `UserError` like `keep`."""
+        for index, suspect in enumerate(self.suspects):
+            results = remembered(suspect)
+            if results is None:
+                yield {"job": -1 - index, "suspect": asdict(suspect)}
+            else:
+                self._judge(suspect, results)
+
+    def keep(self, job: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        """Take a worker's answer. Raises `UserError` when the block fails and is not to be left out."""
+        suspect = Suspect(**job["suspect"])
+        if "results" in answer:
+            remember(suspect, answer["results"])
+            self._judge(suspect, answer["results"])
+        else:  # its process died, or the block cannot even be imported there
+            self._judge(suspect, [{"name": "builds", "status": FAILED, "message": answer["reason"]}])
+
+    def _judge(self, suspect: Suspect, results: Sequence[Mapping[str, Any]]) -> None:
+        for result in results:
+            known = result["status"] == KNOWN_FAULT
+            if known and self.allow_faults:
+                continue
+            said = f"block {suspect} fails the check {result['name']}: {result['message']}"
+            if self.skip_failing:
+                self.left_out.setdefault(suspect.type, said)
+            elif known:
+                raise UserError(f"{said}. It is a known fault of a published form; say search.allow_faults: true")
+            else:
+                raise UserError(f"{said}. Mend it, or say --skip-failing to search without it")
+
+
+def suspects(space: Space) -> list[Suspect]:
+    """Every block of the space, in every option that differs, each once."""
+    found: dict[Suspect, None] = {}
+    for filled in alternatives(space.run):
+        model = config.parse(filled).model
+        for layer in model.layers:
+            for ref in (layer.sequence, layer.state):
+                written = ref.options.model_dump(mode="json", exclude_defaults=True)
+                found[Suspect(ref.kind, ref.type, json.dumps(written, sort_keys=True), model.d_model)] = None
+    return list(found)
+
+
+def examine(suspect: Suspect) -> list[dict[str, Any]]:
+    """Run the quick checks; returns those not simply passed, as `name`, `status`, `message`."""
+    from doge_lab.testing import run_checks  # the slow import is the workers' to pay
+
+    block = registry.get(suspect.kind, suspect.type)
+    results = run_checks(block, json.loads(suspect.options), d_model=suspect.d_model)
+    return [
+        {"name": result.name, "status": result.status, "message": result.message}
+        for result in results
+        if result.status in (FAILED, KNOWN_FAULT)
+    ]
+
+
+def remembered(suspect: Suspect) -> list[dict[str, Any]] | None:
+    """What an earlier examination of the same source and options found; None when there was none."""
+    with contextlib.suppress(OSError, ValueError):
+        results: list[dict[str, Any]] = json.loads(_path(suspect).read_text(encoding="utf-8"))
+        return results
+    return None
+
+
+def remember(suspect: Suspect, results: list[dict[str, Any]]) -> None:
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        write_text_atomically(_path(suspect), json.dumps(results))
+
+
+def _path(suspect: Suspect) -> Path:
+    return _cache_folder() / "checks" / f"{_digest(suspect)}.json"
+
+
+def _cache_folder() -> Path:
+    """`$DOGE_LAB_CACHE`, or the user's cache folder."""
+    if own := os.environ.get("DOGE_LAB_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    return Path(base) / "doge_lab"
+
+
+def _digest(suspect: Suspect) -> str:
+    """Names the block's source, everything of the lab that a block or a check can use, torch, and the options."""
+    import torch
+
+    digest = hashlib.sha256(f"{suspect} {suspect.d_model} {suspect.kind} {torch.__version__}".encode())
+    lab = Path(registry.__file__).parent
+    shared = [lab / "block.py", lab / "cache.py", lab / "model.py"]
+    for folder in ("layers", "testing"):
+        shared += sorted((lab / folder).glob("*.py"))
+    block = inspect.getsourcefile(registry.get(suspect.kind, suspect.type))
+    for file in (*shared, *([Path(block)] if block else [])):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:32]

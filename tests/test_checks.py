@@ -1,0 +1,210 @@
+"""Every check catches a small block that breaks its promise; the other checks let that block pass where they can."""
+
+import inspect
+
+import pytest
+import torch
+from broken import calls, healthy, leaks, memories, parameters, routers
+
+from blocks.state.mlp import MLP
+from doge_lab.block import Block
+from doge_lab.errors import UserError
+from doge_lab.testing import CHECKS, check_block, run_checks
+
+LEAK = {"splits_equal_whole", "left_padding"}
+"""A call that sees the future gives another answer when the future comes in another call, or behind padding."""
+
+# broken block -> (the check that names its fault, others that cannot help failing with it)
+BROKEN = {
+    leaks.FutureToken: ("causal", LEAK),
+    leaks.NormOverTime: ("causal", LEAK),
+    leaks.FutureThroughAChunk: ("causal", LEAK),
+    leaks.FutureInTrainingOnly: ("causal", set()),
+    leaks.FutureByRouting: ("causal", LEAK),
+    leaks.LengthDependent: ("causal", LEAK),
+    leaks.BatchStatistics: ("rows_independent", {"tokens_independent"}),
+    leaks.RowMean: ("rows_independent", {"rows_reorder", "left_padding"}),
+    leaks.RoutesAcrossRows: ("rows_independent", {"tokens_independent"}),
+    leaks.RoutesAcrossTokens: ("tokens_independent", set()),
+    leaks.DropsOverflow: ("tokens_independent", set()),
+    leaks.NoMixing: ("mixes_tokens", {"parameters_learn", "cache_entries_used", "active_params"}),
+    memories.StateDropped: ("splits_equal_whole", set()),
+    memories.WindowOffByOne: ("splits_equal_whole", set()),
+    memories.AdvancesTheCache: ("output_shape_and_dtype", set()),
+    memories.StateOnModule: ("memory_only_in_cache", {"cache_entries_used", "rows_reorder"}),
+    memories.CountsCalls: ("memory_only_in_cache", set()),
+    memories.KeepsAViewAlive: ("cache_bytes", set()),
+    memories.UndeclaredEntry: ("cache_bytes", set()),
+    memories.HidesOnTheCache: ("cache_bytes", set()),
+    memories.DeclaresOtherBytes: ("cache_bytes", set()),
+    memories.NeverWritten: ("cache_entries_used", set()),
+    memories.NeverRead: ("cache_entries_used", set()),
+    memories.ChannelsNeverRead: ("cache_entries_used", set()),
+    memories.WindowTooWide: ("cache_entries_used", set()),
+    memories.KeepsEverything: ("cache_entries_used", set()),
+    memories.RowsNotReordered: ("rows_reorder", set()),
+    memories.PaddingShiftsPositions: ("left_padding", set()),
+    memories.PaddingIsSeen: ("left_padding", set()),
+    memories.FloatMasksOnly: ("left_padding", {"causal"}),
+    # what stood in the memory before decides what else fails
+    parameters.Unwritten: ("initialises_everything", set(CHECKS)),
+    parameters.HalfWritten: ("initialises_everything", set(CHECKS)),
+    parameters.UnwrittenBuffer: ("initialises_everything", {"initialisation_survives_assembly"}),
+    parameters.StrayTensor: (
+        "initialises_everything",
+        {"initialisation_survives_assembly", "output_shape_and_dtype"},
+    ),
+    parameters.UnseededInit: ("same_seed_same_weights", {"initialises_everything", "save_load"}),
+    parameters.SharedByLayers: ("initialisation_survives_assembly", set()),
+    parameters.DeadParameter: ("parameters_learn", set()),
+    parameters.DetachedParameter: ("parameters_learn", set()),
+    parameters.KeyBias: ("parameters_learn", set()),
+    parameters.NotSaved: ("save_load", set()),
+    parameters.FlopsTwice: ("flops", set()),
+    parameters.FlopsWithoutContext: ("flops", set()),
+    parameters.ActiveIsEverything: ("active_params", set()),
+    parameters.ActiveWithoutRouter: ("active_params", set()),
+    parameters.ActiveHalf: ("active_params", set()),
+    routers.DeadRouter: ("router_usage", {"parameters_learn"}),
+    routers.Collapsed: ("router_usage", {"rows_reachable"}),
+    routers.MasksWithZero: ("router_weights", {"active_params"}),
+    routers.ReportsScores: ("router_weights", {"router_usage"}),
+    routers.ReportsOtherExperts: ("router_weights", set()),
+    routers.OutOfReach: ("rows_reachable", set()),
+    routers.LossPilesUp: ("auxiliary_losses_do_not_accumulate", set()),
+    routers.GraphPilesUp: ("auxiliary_losses_do_not_accumulate", {"parameters_learn", "router_usage"}),
+    routers.KeepsALog: ("auxiliary_losses_do_not_accumulate", set()),
+    routers.KeepsTheSum: ("auxiliary_losses_do_not_accumulate", set()),
+    calls.AlwaysFloat32: ("output_shape_and_dtype", set()),
+    calls.WrongShape: ("output_shape_and_dtype", set(CHECKS)),
+    calls.LosesTheCache: ("output_shape_and_dtype", set()),
+    calls.WritesToItsInput: ("output_shape_and_dtype", set()),
+    calls.FailsUnderAutocast: ("autocast", set()),
+    calls.NormOfZero: ("finite", set()),
+    calls.GradientOfRoot: ("finite", set()),
+    calls.ForgetsInJSON: ("config_round_trip", set()),
+    calls.NotJSON: ("config_round_trip", set()),
+    calls.DividesByItsOption: ("bad_options_refused", set()),
+    calls.FailsLate: ("bad_options_refused", set()),
+    calls.VagueMessage: ("bad_options_refused", set()),
+    calls.TakesAnything: ("bad_options_refused", set()),
+    calls.ReadsNumbersBack: ("compiles", set()),
+    calls.FaultThatIsNone: ("flops", set()),
+    calls.FaultNobodyChecks: ("builds", set()),
+    calls.CannotBeBuilt: ("builds", set()),
+}
+PASSING = {healthy.Decay, healthy.Experts, parameters.ScaledMLP, calls.DeclaredFault}
+
+
+def failures(block):
+    results = run_checks(block)
+    if block is calls.ReadsNumbersBack:
+        results += run_checks(block, only=["compiles"])
+    return {result.name: result.message for result in results if not result.passed}
+
+
+@pytest.mark.parametrize(("block", "fault", "others"), [(b, *fault) for b, fault in BROKEN.items()])
+def test_a_broken_block_fails_its_check_and_no_other(block, fault, others):
+    failed = failures(block)
+    assert fault in failed
+    assert failed.keys() <= {fault, *others}, failed
+    for name, message in failed.items():
+        assert message, f"{name} says nothing"
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("block", sorted(PASSING, key=lambda block: block.__name__))
+def test_a_healthy_block_passes(block):
+    assert failures(block) == {}
+
+
+def test_every_check_has_a_block_that_it_catches():
+    assert {fault for fault, _ in BROKEN.values()} == set(CHECKS)
+
+
+def test_every_broken_block_is_in_the_table():
+    modules = (calls, healthy, leaks, memories, parameters, routers)
+    classes = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Block) and value.__module__ == module.__name__
+    }
+    assert classes == set(BROKEN) | PASSING
+
+
+@pytest.mark.parametrize(
+    ("block", "check", "words"),
+    [
+        (leaks.FutureToken, "causal", "changed an earlier token's output"),
+        (memories.StateDropped, "splits_equal_whole", "calls of 5 + 5 + 5 + 2 tokens differ from one call"),
+        (memories.UndeclaredEntry, "cache_bytes", "the cache holds 'extra', which cache_spec does not declare"),
+        (memories.CountsCalls, "memory_only_in_cache", "a call changes 'calls' of the block"),
+        (parameters.StrayTensor, "initialises_everything", "'table' is a tensor on the meta device for ever"),
+        (parameters.FlopsTwice, "flops", "declares 32768 FLOPs per token at a context of 1; PyTorch counts 16384"),
+        (routers.DeadRouter, "router_usage", "collapsed before training: 512 tokens use 2.0 of 8 experts"),
+        (calls.TakesAnything, "bad_options_refused", "d_hiddenx=1 is accepted"),
+        (calls.CannotBeBuilt, "builds", "KeyError: 'something'"),
+        (calls.FaultNobodyChecks, "builds", "names 'flop', which is no check; did you mean 'flops'?"),
+    ],
+)
+def test_messages_say_what_is_wrong(block, check, words):
+    (result,) = run_checks(block, only=[check])
+    assert words in result.message
+
+
+def test_a_declared_fault_is_reported_by_name():
+    (result,) = run_checks(calls.DeclaredFault, only=["flops"])
+    assert (result.status, result.passed) == ("known_fault", True)
+    assert result.message.startswith("as published, it counts nothing (seen: declares 0 FLOPs")
+
+
+def test_a_declared_fault_that_does_not_occur_is_a_failure():
+    (result,) = run_checks(calls.FaultThatIsNone, only=["flops"])
+    assert (result.status, result.passed) == ("failed", False)
+    assert result.message == "the declared fault does not occur: it counts nothing"
+
+
+def test_check_block_lists_every_failed_check():
+    with pytest.raises(AssertionError) as error:
+        check_block(routers.DeadRouter)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("DeadRouter fails 2 of ")
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["parameters_learn", "router_usage"]
+    check_block(MLP, d_hidden=8)
+
+
+def test_options_that_cannot_build_the_block_fail_one_check():
+    (result,) = run_checks(MLP, {"d_hiden": 8})
+    assert (result.name, result.passed) == ("builds", False)
+    assert "did you mean 'd_hidden'?" in result.message
+
+
+def test_only_names_checks():
+    seen = []
+    results = run_checks(MLP, only=["causal", "flops", "compiles"], on_result=seen.append)
+    assert [(r.name, r.status) for r in results] == [("causal", "skipped"), ("flops", "passed"), ("compiles", "passed")]
+    assert seen == results
+    with pytest.raises(UserError, match="no check is named 'flop'; did you mean 'flops'"):
+        run_checks(MLP, only=["flop"])
+
+
+def test_quick_and_full():
+    quick = {result.name for result in run_checks(healthy.Experts)}
+    full = {result.name for result in run_checks(healthy.Experts, full=True)}
+    assert full - quick == {"compiles"}
+    assert {check.name for check in CHECKS.values() if check.mode == "full"} == {"compiles"}
+
+
+def test_the_caller_s_random_numbers_are_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run_checks(MLP)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_every_check_states_its_promise_in_one_line():
+    for name, check in CHECKS.items():
+        assert check.name == name
+        assert 20 < len(check.promise) < 130, name
