@@ -39,7 +39,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if content is None:
         raise UserError("the file is empty", file=str(path))
     if not isinstance(content, dict):
-        raise UserError(f"the file must hold a mapping such as `model: ...`, not a {type(content).__name__}", file=str(path))
+        raise UserError(
+            f"the file must hold a mapping such as `model: ...`, not a {type(content).__name__}", file=str(path)
+        )
     try:
         return _plain(content)
     except ValueError:
@@ -57,7 +59,9 @@ def _read_text(path: Path) -> str:
         if path.is_dir():
             raise UserError("this is a folder; name a YAML or JSON file in it", file=str(path))
         if path.stat().st_size > LARGEST_BYTES:
-            raise UserError(f"the file is larger than {LARGEST_BYTES:,} bytes, which no configuration is", file=str(path))
+            raise UserError(
+                f"the file is larger than {LARGEST_BYTES:,} bytes, which no configuration is", file=str(path)
+            )
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError("no such file", file=str(path)) from None

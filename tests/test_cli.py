@@ -6,9 +6,9 @@ import sys
 import time
 
 import pytest
+from strange_blocks import SOURCE
 
 from doge_lab.cli import main
-from strange_blocks import SOURCE
 
 MODEL = """\
 model:
@@ -131,16 +131,31 @@ def test_a_front_model_is_rebuilt_by_its_run_file(tmp_path, request, capsys):
     [
         (["describe", "absent.yaml"], "absent.yaml: no such file"),
         (["describe", "."], "this is a folder"),
-        (["describe", "FILE", "--set", "model.layers.0.sequence.n_head=3"], "unknown option 'n_head'; did you mean 'n_heads'?"),
-        (["describe", "FILE", "--set", "model.d_model=-1"], "FILE: model.d_model: input should be greater than 0, not -1"),
+        (
+            ["describe", "FILE", "--set", "model.layers.0.sequence.n_head=3"],
+            "unknown option 'n_head'; did you mean 'n_heads'?",
+        ),
+        (
+            ["describe", "FILE", "--set", "model.d_model=-1"],
+            "FILE: model.d_model: input should be greater than 0, not -1",
+        ),
         (["describe", "FILE", "--set", "model.d_model=63"], "model.layers.0.sequence: d_model=63 must be divisible by"),
-        (["describe", "FILE", "--set", "model.layers.0.state=mlpp"], "no state block is named 'mlpp'; did you mean 'mlp'?"),
+        (
+            ["describe", "FILE", "--set", "model.layers.0.state=mlpp"],
+            "no state block is named 'mlpp'; did you mean 'mlp'?",
+        ),
         (["describe", "FILE", "--context", "0"], "--context: must be a positive number of tokens, not 0"),
-        (["train", "FILE", "--set", "match.params=5"], "FILE: match: no width of layers.0.state.d_cross_domain gives params=5"),
+        (
+            ["train", "FILE", "--set", "match.params=5"],
+            "FILE: match: no width of layers.0.state.d_cross_domain gives params=5",
+        ),
         (["train", "FILE", "--device", "cuda:99"], "--device: device 'cuda:99' cannot be used here"),
         (["train", "FILE", "--device", "gpu"], "--device: device 'gpu' cannot be used here"),
         (["train", "FILE", "--threads", "0"], "--threads: must be at least 1"),
-        (["train", "FILE", "--set", "tasks=[]", "--set", "model.vocab_size=9"], "FILE: tasks: there is nothing to train on"),
+        (
+            ["train", "FILE", "--set", "tasks=[]", "--set", "model.vocab_size=9"],
+            "FILE: tasks: there is nothing to train on",
+        ),
         (["train", "FILE", "--set", "model.layers.0.state={type: 'os:path'}"], "say --allow-import os"),
         (["search", "FILE"], "FILE: a search space needs `search:`"),
         (["report", "absent"], "absent holds no study.db"),

@@ -11,7 +11,10 @@ from doge_lab.errors import UserError
 
 RUN = {
     "model": {"d_model": 16, "layers": [{"sequence": {"type": "attention", "n_heads": 2}, "state": "mlp"}]},
-    "tasks": [{"type": "capacity", "n_entities": 32, "n_values": 2, "n_tokens": 16}, {"type": "recall", "n_tokens": 64}],
+    "tasks": [
+        {"type": "capacity", "n_entities": 32, "n_values": 2, "n_tokens": 16},
+        {"type": "recall", "n_tokens": 64},
+    ],
 }
 
 
@@ -70,11 +73,17 @@ def layer(**changes):
         (changed(train={"steps": -1}), "train.steps: input should be greater than 0, not -1"),
         (changed(train={"lr": float("nan")}), "train.lr: input should be"),
         (changed(seed=-1), "seed: input should be greater than or equal to 0, not -1"),
-        (changed(tasks=[{"type": "capacity", "train": {"step": 3}}]), "tasks.0.train: unknown option 'step'; did you mean 'steps'?"),
+        (
+            changed(tasks=[{"type": "capacity", "train": {"step": 3}}]),
+            "tasks.0.train: unknown option 'step'; did you mean 'steps'?",
+        ),
         (changed(tasks=["capacity", "capacity"]), "tasks: two tasks are called 'capacity'"),
         (changed(model={**RUN["model"], "vocab_size": 8}), "model.vocab_size: 8 is smaller than the 64 tokens"),
         (changed(match={"params": 3}), "match: no width of layers.0.state.d_hidden gives params=3"),
-        (layer(sequence={"type": "attention", "n_heads": 5}), "model.layers.0.sequence: d_model=16 must be divisible by n_heads=5"),
+        (
+            layer(sequence={"type": "attention", "n_heads": 5}),
+            "model.layers.0.sequence: d_model=16 must be divisible by n_heads=5",
+        ),
         ({"tasks": []}, "model: field required"),
     ],
 )

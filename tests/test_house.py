@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = [file for folder in ("doge_lab", "blocks", "tests", "benchmarks") for file in sorted((ROOT / folder).rglob("*.py"))]
+FILES = [
+    file for folder in ("doge_lab", "blocks", "tests", "benchmarks") for file in sorted((ROOT / folder).rglob("*.py"))
+]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -21,7 +23,8 @@ def test_files_and_functions_stay_small(file):
 
 def test_both_readmes_name_the_blocks_and_spaces_that_exist():
     shelf = {
-        kind: {file.stem for file in (ROOT / "blocks" / kind).glob("*.py")} - {"__init__"} for kind in ("sequence", "state")
+        kind: {file.stem for file in (ROOT / "blocks" / kind).glob("*.py")} - {"__init__"}
+        for kind in ("sequence", "state")
     }
     for readme in ("README.md", "README_zh.md"):
         text = (ROOT / readme).read_text(encoding="utf-8")

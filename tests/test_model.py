@@ -79,7 +79,9 @@ def test_a_config_survives_its_dump():
 
 
 def test_a_combination_that_cannot_be_built_names_its_place():
-    bad = config(layers=[{"sequence": "none", "state": "mlp"}, {"sequence": {"type": "attention", "n_heads": 5}, "state": "mlp"}])
+    bad = config(
+        layers=[{"sequence": "none", "state": "mlp"}, {"sequence": {"type": "attention", "n_heads": 5}, "state": "mlp"}]
+    )
     with pytest.raises(UserError, match=r"layers\.1\.sequence: d_model=16 must be divisible by n_heads=5"):
         cost_of(bad, 4)
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from blocks.state.moe import MoE
 from doge_lab.errors import UserError
@@ -124,8 +125,9 @@ def test_balance_loss_is_one_when_balanced_and_the_number_of_experts_when_collap
     assert moe.router_stats.balance_loss.item() == pytest.approx(6, rel=1e-4)
 
 
-def test_auxiliary_losses_reach_the_router_and_do_not_accumulate():
-    moe, x = block(balance_loss_weight=0.5, z_loss_weight=0.5), tokens()
+@pytest.mark.parametrize("weight", ["balance_loss_weight", "z_loss_weight"])
+def test_auxiliary_losses_reach_the_router_and_do_not_accumulate(weight):
+    moe, x = block(**{"balance_loss_weight": 0, weight: 0.5}), tokens()
     losses, grads = [], []
     for _ in range(2):
         moe(x)
@@ -134,6 +136,17 @@ def test_auxiliary_losses_reach_the_router_and_do_not_accumulate():
     assert losses[0] == losses[1]
     assert torch.equal(*grads)
     assert grads[0].any()
+
+
+@pytest.mark.parametrize("options", [{}, {"expert": "mlp", "n_shared_experts": 2}, {"top_k": 6}])
+def test_declared_costs_are_those_of_a_decoding_step(options):
+    moe = block(**options)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        moe(tokens(2)[:1])
+    assert moe.flops_per_token(1) == counter.get_total_flops()
+    matrices, n_shared = (2 if options.get("expert") == "mlp" else 3), options.get("n_shared_experts", 0)
+    perceptrons = options.get("top_k", 2) + n_shared
+    assert moe.active_params() == 6 * D_MODEL + perceptrons * matrices * 5 * D_MODEL
 
 
 def test_losses_without_weight_are_not_computed():

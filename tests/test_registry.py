@@ -22,9 +22,8 @@ def test_listing_and_looking_up_import_one_block_alone():
     code = (
         "import sys; from doge_lab import registry; registry.catalogue(); "
         "assert 'torch' not in sys.modules, 'listing imports torch'; registry.get('state', 'mlp'); "
-        "assert 'blocks.state.mlp' in sys.modules; "
-        "others = [m for m in sys.modules if m.startswith('blocks.') and m.count('.') == 2 and m != 'blocks.state.mlp']; "
-        "assert not others, others"
+        "found = {m for m in sys.modules if m.startswith('blocks.') and m.count('.') == 2}; "
+        "assert found == {'blocks.state.mlp'}, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

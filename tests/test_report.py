@@ -112,8 +112,7 @@ def test_values_on_test_data_stand_beside_those_of_the_search(tmp_path, seeds):
     assert ("test 1,010 ± 25" in page.text) == (seeds == 3)
     assert ("test 1,000 " in page.text and "one seed, no interval" in page.text) == (seeds == 1)
     entry = next(e for e in json.loads(files["front.json"].read_text()) if e["trial"] == best.number)
-    assert entry["confirmed"] == again
-    assert entry["confirmed_seeds"] == [1000, 1001, 1002][:seeds]
+    assert entry["confirmed"] == [{"seed": 1000 + index, **values} for index, values in enumerate(again)]
 
 
 @pytest.mark.usefixtures("light")

@@ -47,7 +47,7 @@ def test_the_cache_curve_is_what_the_cost_model_counts():
 def test_no_text_in_a_figure_ends_its_script():
     figure = go.Figure(layout={"title": "</script><script>alert(1)</script>", "height": 100})
     shown = panel_html(Panel("any", "</h2>", "</figcaption>", figure))
-    assert shown.count("</script>") == shown.count("</h2>") == shown.count("</figcaption>") == 1
+    assert shown.count("</script") == shown.count("</h2>") == shown.count("</figcaption>") == 1
     assert "alert(1)" in shown
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from strange_blocks import SOURCE
 
 from doge_lab import registry
 from doge_lab.errors import UserError
@@ -19,7 +20,6 @@ from doge_lab.search.coordinator import Coordinator
 from doge_lab.search.front import dominates
 from doge_lab.search.study import load_study, read_results
 from doge_lab.search.worker import _work
-from strange_blocks import SOURCE
 
 TINY = Path(__file__).parent.parent / "search_spaces" / "tiny.yaml"
 

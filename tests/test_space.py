@@ -11,7 +11,10 @@ LAYERS = [
     {
         "repeat": 2,
         "sequence": {
-            "choice": ["none", {"type": "attention", "n_kv_heads": {"choice": [1, 2]}, "window": {"choice": [None, 8]}}],
+            "choice": [
+                "none",
+                {"type": "attention", "n_kv_heads": {"choice": [1, 2]}, "window": {"choice": [None, 8]}},
+            ],
             "per_layer": True,
         },
         "state": {"choice": ["mlp", "none"]},
@@ -62,7 +65,9 @@ def test_per_layer_differs_and_the_rest_is_shared():
 
 
 def test_a_drawn_number_of_layers():
-    space = {"layers": [{"repeat": {"int": [1, 3]}, "sequence": {"choice": ["none"], "per_layer": True}, "state": "mlp"}]}
+    space = {
+        "layers": [{"repeat": {"int": [1, 3]}, "sequence": {"choice": ["none"], "per_layer": True}, "state": "mlp"}]
+    }
     filled, asked = drawn(space, **{"layers.0.repeat": 3})
     assert len(filled["layers"]) == 3
     assert asked == ["layers.0.repeat", *(f"layers.0[{index}].sequence.type" for index in range(3))]
@@ -126,9 +131,18 @@ def layers(state):
     ("written", "message"),
     [
         (space(model=layers({"choice": ["mlp", "mpl"]})), "model.layers.0.state.type: no state block is named 'mpl'"),
-        (space(model=layers({"choice": ["none", {"type": "mlp", "d_hidde": 3}]})), "model.layers.0.state: unknown option"),
-        (space(model=layers({"choice": ["none", {"type": "mlp", "d_hidden": {"int": [0, 3]}}]})), "d_hidden: input should"),
-        (space(search={"objectives": {"recall.bits": "maximize"}}), "search.objectives: nothing measures 'recall.bits'; known"),
+        (
+            space(model=layers({"choice": ["none", {"type": "mlp", "d_hidde": 3}]})),
+            "model.layers.0.state: unknown option",
+        ),
+        (
+            space(model=layers({"choice": ["none", {"type": "mlp", "d_hidden": {"int": [0, 3]}}]})),
+            "d_hidden: input should",
+        ),
+        (
+            space(search={"objectives": {"recall.bits": "maximize"}}),
+            "search.objectives: nothing measures 'recall.bits'; known",
+        ),
         (space(search={"objectives": {}}), "search.objectives: "),
         (space(search={"objectives": {"cache_bytes": "minimise"}}), "search.objectives.cache_bytes: input should be"),
         (space(search={"objectives": {"cache_bytes": "minimize"}, "sampler": "tpee"}), "search.sampler: "),

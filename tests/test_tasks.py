@@ -52,7 +52,7 @@ def test_tokens_fit_the_vocabulary_and_the_context(task):
     task_, held = parse(task), data(task)
     batch = held.batch(0, 64)
     assert batch.inputs.shape == batch.targets.shape == (64, task_.context)
-    assert 0 <= batch.inputs.min()
+    assert batch.inputs.min() >= 0
     assert max(batch.inputs.max(), batch.targets.max()) < task_.vocab_size
 
 

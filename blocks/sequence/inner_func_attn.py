@@ -213,8 +213,7 @@ class InnerFuncAttn(SequenceBlock):
         bias = self._mask_at(None, k.shape[2], q.device)[..., None] / scale  # [1, H, T, 1]
         k = torch.cat([k, bias.to(k.dtype).expand(*k.shape[:3], 1)], dim=-1)
         q = torch.cat([q, q.new_ones(()).expand(*q.shape[:3], 1)], dim=-1)
-        # Fused kernels want equal widths that divide by eight.
-        q, k, v = (F.pad(heads, (0, -(self.head_dim + 1) % 8 + wider)) for heads, wider in ((q, 0), (k, 0), (v, 1)))
+        v = F.pad(v, (0, 1))  # fused kernels want equal widths
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[..., : self.head_dim]
 
     def _score_bias(

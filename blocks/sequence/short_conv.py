@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from doge_lab.block import BlockConfig, SequenceBlock
-from doge_lab.cache import CacheSpec, LayerCache
+from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
 from doge_lab.layers.short_conv import CausalConv
@@ -50,12 +50,18 @@ class ShortConv(SequenceBlock):
         if real is not None:
             x = x * real  # [B, T, D]
         if self.in_proj is None or self.out is None:
-            return self.conv(x, cache), cache
+            return self._convolve(x, cache), cache
         before, after, value = self.in_proj(x).chunk(3, dim=-1)
-        return self.out(after * self.conv(before * value, cache)), cache
+        return self.out(after * self._convolve(before * value, cache)), cache
+
+    def _convolve(self, x: Tensor, cache: LayerCache | None) -> Tensor:
+        if cache is None:
+            return self.conv(x)[0]
+        y, cache["conv"] = self.conv(x, cache["conv"])
+        return y
 
     def cache_spec(self) -> CacheSpec:
-        return {"conv": self.conv.cache_entry()}
+        return {"conv": Fixed(self.conv.tail_shape, dtype=None)}
 
     def flops_per_token(self, context: int) -> int:
         return 2 * sum(linear.weight.numel() for linear in (self.in_proj, self.out) if linear is not None)

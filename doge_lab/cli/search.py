@@ -10,6 +10,7 @@ from doge_lab.errors import UserError
 
 if TYPE_CHECKING:
     from doge_lab.search.coordinator import Coordinator
+    from doge_lab.search.front import Trial
 
 PHASES = {
     "check": "checking that every block of the space keeps the contract",
@@ -71,9 +72,13 @@ def _watched(search: "Coordinator", *, quiet: bool) -> None:
 
     console = Console(stderr=True, quiet=quiet)
     with LiveFront(search.space.search.objectives, search.space.search.trials, console=console) as view:
+        trials: tuple[Trial, ...] = ()
+        seen = -1
 
         def show(search: "Coordinator") -> None:
-            trials = () if search.phase == "check" else search.results().trials
+            nonlocal trials, seen
+            if search.phase != "check" and search.changes != seen:
+                trials, seen = search.results().trials, search.changes
             training = ", ".join(f"trial {number}: {note}" for number, note in search.notes.items() if number >= 0)
             view.update(
                 trials,

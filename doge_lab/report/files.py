@@ -24,8 +24,12 @@ def rebuild_command(candidate: Candidate) -> str:
 
 
 def run_yaml(candidate: Candidate) -> str:
-    """The resolved run of the candidate's first seed, as `doge-lab train` reads it."""
-    config = plain(candidate.trials[0].config)
+    """The resolved run, as `doge-lab train` reads it, with the seed of the first confirmation where there is one.
+
+    `doge-lab train` scores on test data, as the confirmation did: it gives the same figures again.
+    """
+    seed = candidate.confirmed_seeds[:1] or (candidate.trials[0].seed,)
+    config = {**plain(candidate.trials[0].config), "seed": seed[0]}
     body = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
     return f"# {rebuild_command(candidate)}\n{body}"
 
@@ -45,8 +49,10 @@ def _entry(candidate: Candidate, results: Results) -> dict[str, Any]:
         "values": {name: candidate.values[name] for name in results.objectives},
         "seeds": len(candidate.trials),
         "all_values": [{"trial": trial.number, "seed": trial.seed, **trial.values} for trial in candidate.trials],
-        "confirmed": candidate.confirmed,
-        "confirmed_seeds": candidate.confirmed_seeds,
+        "confirmed": [
+            {"seed": seed, **values}
+            for seed, values in zip(candidate.confirmed_seeds, candidate.confirmed, strict=True)
+        ],
         "cost": first.cost,
         "metrics": [trial.metrics for trial in candidate.trials],
         "config": first.config,

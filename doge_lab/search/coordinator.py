@@ -51,6 +51,8 @@ class Coordinator:
     notes: dict[int, str] = field(default_factory=dict)
     """Job number -> how far it is, for the live view."""
     phase: str = "check"
+    changes: int = 0
+    """How often a trial began or ended: a view need not read the study again while this stays."""
 
     def run(self) -> Results:
         """Search, confirm the front, and return what a report needs. Raises `UserError` when nothing can be trained."""
@@ -110,6 +112,7 @@ class Coordinator:
             else:
                 event, content = FAILED, {**content, "event": FAILED}
         if event in (DONE, FAILED):
+            self.changes += 1
             self.notes.pop(number, None)
             tell(job, content)
         self.on_change(self)
@@ -133,6 +136,7 @@ class Coordinator:
                 run, cost = screen(self.space, fill(self.space.run, _drawn_by(trial)), self.vetting.left_out)
             except Rejected as rejected:
                 reason = str(rejected)
+                self.changes += 1
                 self._reject(trial, rejected)
                 continue
             self._set(trial, "cost", cost.dump())
@@ -149,6 +153,7 @@ class Coordinator:
     def _admit(self, trial: OptunaTrial, run: RunConfig) -> dict[str, Any]:
         """A job for an admissible candidate; one that was drawn before gets another seed."""
         candidate = fingerprint(run)
+        self.changes += 1
         before = sum(other.user_attrs.get("candidate") == candidate for other in self.study.get_trials(deepcopy=False))
         run = run.model_copy(update={"seed": run.seed + self.seed + before})
         for name, value in {"candidate": candidate, "run_seed": run.seed, "config": run.dump()}.items():

@@ -6,6 +6,7 @@ several seeds; the front is drawn over candidates, by the mean of their seeds, s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal
 
@@ -57,7 +58,7 @@ class Candidate:
         """The first trial's number, by which the candidate is called."""
         return self.trials[0].number
 
-    @property
+    @cached_property
     def values(self) -> dict[str, float]:
         """Mean over seeds of what the search saw."""
         return {name: fmean(trial.values[name] for trial in self.trials) for name in self.trials[0].values}

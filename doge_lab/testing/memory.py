@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from doge_lab.cache import LayerCache, nbytes, storage_bytes
-from doge_lab.testing.attributes import all_attributes
+from doge_lab.testing.attributes import all_attributes, same
 from doge_lab.testing.case import SPLIT_TOLERANCE, Case, check, close, in_chunks, output, require
 
 
@@ -135,6 +135,6 @@ def memory_only_in_cache(case: Case) -> None:
         after = all_attributes(block)
     for name in sorted(before.keys() | after.keys()):
         require(
-            _same(before.get(name), after.get(name)),
+            same(before.get(name), after.get(name)),
             f"a call changes {name!r} of the block; memory belongs in the cache",
         )
