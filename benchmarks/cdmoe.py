@@ -1,4 +1,4 @@
-"""CDMoE against its peers, side by side on one thread: a forward and backward pass of the whole block.
+"""CDMoE's private experts against their peers, side by side on one thread: routing and experts, forward and backward.
 
     python benchmarks/cdmoe.py             about two minutes
     python benchmarks/cdmoe.py --quick     about twenty seconds
@@ -9,7 +9,8 @@
     einsum        as published: the best k of k² pairs, rows gathered by `nn.functional.embedding`, einsum
     transformers  DogeCDMoE as shipped: every half sorted, every pair scored, rows gathered, matmul (one head only)
 
-The last part compares CDMoE with the other state blocks at the size of the default search.
+The shared perceptron, the same in all of them, is one unit wide here. The last part compares the whole CDMoE with
+the other state blocks at the size of the default search.
 
 Times are CPU time of this process: medians of runs in turn, one of each contender after the other, so that
 whatever else the machine does falls on all of them. Ratios are medians of the ratios within a round. Memory is what
@@ -84,7 +85,7 @@ class Transformers(nn.Module):
 
         config = doge.DogeConfig(
             hidden_size=d_model,
-            intermediate_size=d_model,
+            intermediate_size=1,
             num_experts=n_experts,
             num_experts_per_tok=per_head,
             num_attention_heads=1,
@@ -101,7 +102,7 @@ class Transformers(nn.Module):
 def contenders(tokens: int, d_model: int, n_experts: int, heads: int, per_head: int) -> dict[str, Run]:
     torch.manual_seed(0)
     options = {"n_experts": n_experts, "n_experts_heads": heads, "n_experts_per_head": per_head}
-    options |= {"d_cross_domain": d_model, "cross_domain": "glu"}
+    options |= {"d_cross_domain": 1, "cross_domain": "glu"}
     fast, reference = CDMoE(d_model, **options), CDMoE(d_model, impl="reference", **options)
     reference.load_state_dict(fast.state_dict())
     modules: dict[str, nn.Module] = {"fast": fast, "reference": reference, "einsum": Einsum(fast)}
@@ -118,6 +119,7 @@ def state_blocks() -> dict[str, Run]:
     torch.manual_seed(0)
     blocks = {
         "mlp": MLP(32, d_hidden=96),
+        "mlp, as large as the last": MLP(32, d_hidden=300),
         "glu": GLU(32, d_hidden=64),
         "moe, 4 experts, top 1": MoE(32, n_experts=4, top_k=1, d_expert=16, normalisation="softmax_all"),
         "moe, 4 experts, top 2": MoE(32, n_experts=4, top_k=2, d_expert=16),

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from largest_tensor import LargestTensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from doge_lab.layers import experts
 from doge_lab.layers.experts import Picks, pick_dot, pick_sum
@@ -81,28 +81,15 @@ def test_the_forms_that_gather_agree(monkeypatch, few):
     expected = outputs(fast, leaves, indices)
     for name, value in few.items():
         monkeypatch.setattr(experts, name, value)
-    with Largest() as largest:
+    with LargestTensor() as largest:
         actual = outputs(fast, leaves, indices)
     assert largest.numel >= TOKENS * PICKS * D, "this was meant to gather"
     assert_same(actual, expected, 1e-14)
 
 
-class Largest(TorchDispatchMode):
-    """Remembers the largest tensor made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return out
-
-
 def test_nothing_of_the_size_of_the_gathered_rows_exists():
     leaves, indices = inputs()
-    with Largest() as largest:
+    with LargestTensor() as largest:
         outputs(fast, leaves, indices)
     assert largest.numel <= TOKENS * D
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from largest_tensor import LargestTensor
 
 from doge_lab.layers.product_keys import _staircase, product_key_top_k
 from doge_lab.layers.top_k import _MIN_SCORES, _packed_top_k, top_k_indices
@@ -51,23 +51,10 @@ def test_the_staircase_is_as_small_as_it_can_be(k, pairs):
     assert _staircase(64, k, torch.device("cpu")).shape == (2, pairs)
 
 
-class Largest(TorchDispatchMode):
-    """Remembers the largest tensor made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return out
-
-
 def test_not_all_pairs_are_scored():
     n, tokens = 256, 10
     halves = torch.randn(2, n, tokens)
-    with Largest() as largest:
+    with LargestTensor() as largest:
         product_key_top_k(halves, 4)
     assert largest.numel < n * n
 

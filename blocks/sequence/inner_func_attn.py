@@ -261,11 +261,14 @@ class InnerFuncAttn(SequenceBlock):
     def known_faults(self) -> Mapping[str, str]:
         if not self.published:
             return {}
-        return {
+        faults = {
             "parameters_learn": "inner values are chosen by indices alone and the mask is rounded, so that retrieval "
             "queries, retrieval keys and mask get no gradient",
             "active_params": "retrieval keys stay zero, so that retrieval queries change nothing",
         }
+        if self.chooses:
+            faults["router_usage"] = "keys start at zero, so that every token retrieves the same inner values"
+        return faults
 
 
 def _index_type(n: int) -> torch.dtype:

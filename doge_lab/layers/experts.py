@@ -123,12 +123,12 @@ def _sampled_dot(x: Tensor, table: Tensor, indices: Tensor, token: Tensor) -> Te
 
 
 def _bag(weights: Tensor, table: Tensor, indices: Tensor) -> Tensor:
-    # Detached, because a bag of rows that may want gradients also records what its own backward pass would need.
-    return F.embedding_bag(indices, table.detach(), mode="sum", per_sample_weights=weights)
+    # Detached, because a bag of what may want gradients also records what its own backward pass would need.
+    return F.embedding_bag(indices, table.detach(), mode="sum", per_sample_weights=weights.detach())
 
 
 def _bag_by_row(weights: Tensor, x: Tensor, order: Tensor, token: Tensor, starts: Tensor) -> Tensor:
-    sorted_weights = weights.flatten().index_select(0, order)
+    sorted_weights = weights.detach().flatten().index_select(0, order)
     return F.embedding_bag(token, x.detach(), starts, mode="sum", per_sample_weights=sorted_weights)
 
 

@@ -28,7 +28,8 @@ def top_k_indices(scores: Tensor, k: int) -> Tensor:
 def _packed_top_k(scores: Tensor, k: int) -> Tensor:
     n = scores.shape[0]
     position = torch.arange(n, device=scores.device).view(-1, *[1] * (scores.dim() - 1))
-    packed = (scores.double().view(torch.int64) | position).view(torch.float64)
+    packed = scores.to(torch.float64, copy=True)
+    packed.view(torch.int64).bitwise_or_(position)
     found = []
     for _ in range(k):
         largest = packed.amax(dim=0, keepdim=True).view(torch.int64)
