@@ -74,6 +74,10 @@ class Block(nn.Module, abc.ABC):
         Matrix products only, as PyTorch's FLOP counter counts them.
         """
 
+    def uncounted_flops_per_token(self, context: int) -> int:
+        """The part of `flops_per_token` that PyTorch's counter cannot see, such as a fused kernel; counted by hand."""
+        return 0
+
     def active_params(self) -> int:
         """Parameters that one token touches: fewer than `num_params` where a router chooses."""
         return self.num_params()

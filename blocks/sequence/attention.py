@@ -9,9 +9,9 @@ of each head before the rotation)
 Shape letters: B batch row, T new token, S visible token, D d_model, H query head, G key/value head, K head_dim.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +33,7 @@ class Attention(SequenceBlock):
         """Key/value heads, a divisor of n_heads; as many as n_heads when left out. 1 is multi-query attention."""
         head_dim: PositiveInt | None = None
         """Width of a head; d_model / n_heads when left out."""
-        window: PositiveInt | None = None
+        window: Annotated[int, Field(ge=2)] | None = None
         """How many tokens a query sees, itself included; all when left out."""
         positions: Literal["rotary", "none"] = "rotary"
         """How a head learns where tokens stand."""

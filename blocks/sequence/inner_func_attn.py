@@ -97,6 +97,8 @@ class InnerFuncAttn(SequenceBlock):
         if c.fidelity == "published":
             if c.cache == "hidden":
                 raise UserError("fidelity: published keeps keys and values; use cache: kv, or fidelity: working")
+            if c.balance_loss_weight or c.z_loss_weight:
+                raise UserError("fidelity: published has no auxiliary loss; leave its weights at 0, or say working")
         elif (c.router, k) == ("softmax_chosen", 1) or (c.router, n) == ("softmax_all", 1):
             raise UserError(
                 f"router: {c.router} over a single inner value is always 1 and teaches nothing; use router: sigmoid, "

@@ -167,13 +167,13 @@ class CDMoE(StateBlock):
         return RouterStats(self.config.balance_loss_weight * balance, balance.detach(), zero, usage)
 
     def known_faults(self) -> Mapping[str, str]:
-        if self.config.fidelity == "working":
+        if self.config.fidelity == "working" or self.config.n_experts_per_head == self.config.n_experts:
             return {}
         return {"router_usage": "keys start at zero, so that every token retrieves the same experts until they move"}
 
     def active_params(self) -> int:
         c = self.config
-        looked_up = c.n_experts_heads * c.n_experts_per_head
+        looked_up = min(c.n_experts, c.n_experts_heads * c.n_experts_per_head)
         return self.num_params() - 2 * (c.n_experts - looked_up) * self.d_model
 
     def flops_per_token(self, context: int) -> int:

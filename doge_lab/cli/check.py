@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from doge_lab.cli.options import add_json, print_json
+from doge_lab.cli.options import add_json, look_here, print_json
 from doge_lab.errors import UserError
 from doge_lab.yamlfile import with_overrides
 
@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
 
     if bool(options.block) == options.all:
         raise UserError("name one block, or say --all")
+    look_here()
     if options.all:
         found = [(name, registry.get(kind, name)) for kind in registry.KINDS for name in registry.names(kind)]
     else:

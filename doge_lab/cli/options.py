@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,19 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def consent(options: argparse.Namespace) -> None:
+    """Allow the packages named by --allow-import."""
     from doge_lab import registry
 
+    look_here()
     for package in options.allow_import:
         registry.allow_import(package)
+
+
+def look_here() -> None:
+    """Find a user's own modules in the current folder, last, so that nothing in it hides anything installed."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def print_json(content: Any) -> None:

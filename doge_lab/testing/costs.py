@@ -25,7 +25,7 @@ def flops(case: Case) -> None:
     block = case.trained()
     contexts = {1, 2, 17, 64, 300, *(min(window, 1024) + offset for window in case.windows for offset in (-1, 0, 5))}
     for context in sorted(context for context in contexts if context > 0):
-        declared, by_hand = block.flops_per_token(context), uncounted_flops(block, context)
+        declared, by_hand = block.flops_per_token(context), block.uncounted_flops_per_token(context)
         counted, unseen = counted_flops(block, context)
         apart = f" and {by_hand} by hand (uncounted_flops_per_token)" if by_hand else ""
         require(
@@ -65,12 +65,6 @@ class _Einsums(TorchFunctionMode):
         if func is torch.einsum and self.counter.get_total_flops() == before:
             self.unseen += 2 * result.numel()
         return result
-
-
-def uncounted_flops(block: Any, context: int) -> int:
-    """What the block counts by hand because the counter cannot see it (sums of looked-up rows, scans)."""
-    method = getattr(block, "uncounted_flops_per_token", None)
-    return 0 if method is None else int(method(context))
 
 
 @check()
