@@ -203,7 +203,7 @@ def test_published_faults():
         assert grads[name] is None or not grads[name].any(), f"{name} learns"
     assert float(block.router_stats.usage.max()) == 1.0  # every token retrieves the same inner value
     assert block.cache_spec().keys() == {"k", "v"}
-    assert block.known_faults().keys() == {"parameters_learn", "active_params"}
+    assert block.known_faults().keys() == {"parameters_learn", "active_params", "router_usage"}
 
 
 def test_the_working_form_has_none_of_them():

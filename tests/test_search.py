@@ -105,7 +105,7 @@ def test_one_worker_is_deterministic(tmp_path, in_process):
     assert [trial.values for trial in first.trials] == [trial.values for trial in again.trials]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "qmc"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "qmc", "gp"])
 def test_every_sampler_searches(tmp_path, in_process, sampler):
     results = search(tiny(sampler=sampler, confirm_seeds=0), tmp_path)
     assert {trial.state for trial in results.trials} == {"complete"}

@@ -30,5 +30,5 @@ def run(options: argparse.Namespace) -> int:
     console = Console()
     console.print(front_table(results))
     for path in written.values():
-        console.print(str(path), highlight=False)
+        console.print(str(path), highlight=False, soft_wrap=True)
     return 0

@@ -115,7 +115,7 @@ def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") 
     console.print(front_table(results))
     if note:
         console.print(note)
-    console.print(f"Report: {written['report.html']}", highlight=False)
+    console.print(f"Report: {written['report.html']}", highlight=False, soft_wrap=True)
 
 
 def _devices(device: str, workers: int | None) -> list[str]:

@@ -127,4 +127,4 @@ def _print(facts: Mapping[str, Any]) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(f"One seed ({facts['seed']}), so no interval. Records and weights: {facts['out']}")
+    console.print(f"One seed ({facts['seed']}), so no interval. Records and weights: {facts['out']}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """The study on disk: one SQLite file that one process writes, and everything a report needs read back from it."""
 
+import importlib.util
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,13 +72,11 @@ def build_sampler(search: SearchConfig, seed: int) -> BaseSampler:
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, search.trials // 3)))
     if search.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
+    if importlib.util.find_spec("scipy") is None and search.sampler in ("gp", "qmc"):
+        raise UserError(f"{search.sampler} needs scipy: pip install 'doge-lab[samplers]'", "search.sampler")
     if search.sampler == "qmc":
         return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
     if search.sampler == "gp":
-        try:
-            import scipy  # noqa: F401
-        except ImportError:
-            raise UserError("the gp sampler needs scipy: pip install 'doge-lab[gp]'", "search.sampler") from None
         return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, min(10, search.trials // 3)))
 
