@@ -289,3 +289,13 @@ def test_what_passed_is_not_checked_again_until_its_source_changes(tmp_path, in_
     (tmp_path / "strange.py").write_text(SOURCE + "\n# changed\n")
     search(written, tmp_path / "third")
     assert examined.count("strange:Plain") == 2
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, in_process, monkeypatch):
+    monkeypatch.setattr(Coordinator, "_tell", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match=r"cannot be written \(.*No space left on device\); what is finished is kept"):
+        search(tiny(trials=2, confirm_seeds=0), tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(coordinator, "Pool", InProcess)
+    results = search(tiny(trials=2, confirm_seeds=0), tmp_path, resume=True)
+    assert [trial.state for trial in results.trials] == ["complete"] * 2

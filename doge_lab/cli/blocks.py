@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from doge_lab.cli.options import add_json, print_json
+from doge_lab.cli.options import add_json, print_json, wide_console
 
 
 def add(commands: Any) -> None:
@@ -25,11 +25,10 @@ def run(options: argparse.Namespace) -> int:
             ]
         )
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("kind", "name", "what it is", box=None)
     for block in found:
         table.add_row(block.kind, f"[bold]{block.name}[/bold]", block.summary)
-    Console().print(table)
+    wide_console().print(table)
     return 0

@@ -4,7 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDE = 200
 
 
 def add_file(parser: argparse.ArgumentParser, what: str) -> None:
@@ -43,6 +48,14 @@ def look_here() -> None:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
+
+
+def wide_console() -> "Console":
+    """Standard output; where it is no terminal, wide enough that a table's rows stay on a line."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
 
 
 def print_json(content: Any) -> None:

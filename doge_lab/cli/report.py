@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from doge_lab.cli.options import add_json, print_json
+from doge_lab.cli.options import add_json, print_json, wide_console
 
 
 def add(commands: Any) -> None:
@@ -16,8 +16,6 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from doge_lab.report import write_report
     from doge_lab.report.table import front_table
     from doge_lab.search.study import read_results
@@ -27,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(json.loads(written["front.json"].read_text(encoding="utf-8")))
         return 0
-    console = Console()
+    console = wide_console()
     console.print(front_table(results))
     for path in written.values():
         console.print(str(path), highlight=False, soft_wrap=True)

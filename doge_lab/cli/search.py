@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doge_lab.cli.options import add_file, add_json, consent, print_json
+from doge_lab.cli.options import add_file, add_json, consent, print_json, wide_console
 from doge_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from doge_lab.search.config import load_space
     from doge_lab.search.coordinator import Coordinator
+    from doge_lab.search.study import writing_to
 
     consent(options)
     trials = [f"search.trials={options.trials}"] if options.trials is not None else []
@@ -58,9 +59,8 @@ def run(options: argparse.Namespace) -> int:
             raise
         _finish(search, options, "Interrupted: what is finished is kept; --resume continues.")
         return 130
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}; what is finished is kept", str(out)) from None
-    _finish(search, options)
+    with writing_to(out):
+        _finish(search, options)
     return 0
 
 
@@ -91,8 +91,6 @@ def _watched(search: "Coordinator", *, quiet: bool) -> None:
 
 
 def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") -> None:
-    from rich.console import Console
-
     from doge_lab.report import write_report
     from doge_lab.report.table import front_table
 
@@ -111,7 +109,7 @@ def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") 
             }
         )
         return
-    console = Console()
+    console = wide_console()
     console.print(front_table(results))
     if note:
         console.print(note)

@@ -22,7 +22,7 @@ from doge_lab.search.front import Results
 from doge_lab.search.pool import DIED, DONE, FAILED, REPORT, Pool
 from doge_lab.search.screening import Rejected, screen
 from doge_lab.search.space import Draw, Hole, Scalar, fill
-from doge_lab.search.study import Confirmed, open_study, refuse_mixing, results_of
+from doge_lab.search.study import Confirmed, open_study, refuse_mixing, results_of, writing_to
 from doge_lab.search.vetting import Vetting
 
 RUNS = "runs"
@@ -59,7 +59,7 @@ class Coordinator:
         refuse_mixing(self.directory, resume=self.resume)
         self.attempts: Counter[tuple[str, int]] = Counter()
         self.vetting = Vetting(self.space, skip_failing=self.skip_failing)
-        with Pool(self.devices, self.allow_import) as pool:
+        with writing_to(self.directory), Pool(self.devices, self.allow_import) as pool:
             self._work_through(pool, deque(self.vetting.jobs()), self.vetting.keep)
             self.study, self.storage = open_study(self.directory, self.space, seed=self.seed)
             self.study_id = self.storage.get_study_id_from_name(self.study.study_name)

@@ -2,15 +2,17 @@
 
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from doge_lab.errors import UserError
 from doge_lab.search.config import SearchConfig, Space, parse_space
@@ -36,6 +38,19 @@ def refuse_mixing(directory: Path, *, resume: bool) -> None:
         raise UserError(f"{directory} already holds a search; say --resume to continue it, or choose another --out")
     if resume and not exists:
         raise UserError(f"{directory} holds no search to resume; leave --resume out to start one")
+
+
+@contextmanager
+def writing_to(directory: Path) -> Iterator[None]:
+    """A disk that is full, or a study that cannot be written, is one line; what is in the study stays there."""
+    try:
+        yield
+    except (OSError, StorageInternalError, SQLAlchemyError) as error:
+        cause = error.__cause__ or error
+        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        raise UserError(
+            f"cannot be written ({reason}); what is finished is kept: make room and say --resume", str(directory)
+        ) from None
 
 
 def open_study(directory: Path, space: Space, *, seed: int) -> tuple[Study, BaseStorage]:
