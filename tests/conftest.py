@@ -1,7 +1,10 @@
 """Shared by all tests: one thread (two workers share two cores), and a small model file."""
 
+import sys
+
 import pytest
 import torch
+from strange_blocks import SOURCE
 
 torch.set_num_threads(1)
 
@@ -32,3 +35,23 @@ def run_file(tmp_path):
     path = tmp_path / "tiny_run.yaml"
     path.write_text(TINY_RUN)
     return path
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Searches train in this process."""
+    from tiny_search import InProcess
+
+    monkeypatch.setattr("doge_lab.search.coordinator.Pool", InProcess)
+
+
+@pytest.fixture
+def strange(tmp_path, monkeypatch):
+    """The badly behaved blocks, importable and consented to: `strange("Raises")` is what a file would say."""
+    from doge_lab import registry
+
+    (tmp_path / "strange.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "_allowed_packages", {"strange"})
+    yield lambda name, **options: {"type": f"strange:{name}", **options}
+    sys.modules.pop("strange", None)

@@ -1,103 +1,15 @@
 """Searches: what is finished is kept, whoever dies; what is too dear is never trained; repeats become seeds."""
 
-import json
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
-import yaml
 from strange_blocks import SOURCE
+from tiny_search import search, tiny
 
 from doge_lab import registry
 from doge_lab.errors import UserError
 from doge_lab.run import read_record
 from doge_lab.search import coordinator
-from doge_lab.search.config import load_space, parse_space
-from doge_lab.search.coordinator import Coordinator
-from doge_lab.search.front import dominates
-from doge_lab.search.study import load_study, read_results
-from doge_lab.search.worker import _work
-
-TINY = Path(__file__).parent.parent / "search_spaces" / "tiny.yaml"
-
-
-class InProcess:
-    """Stands in for the pool of worker processes where a test is about something else."""
-
-    def __init__(self, devices, allow_import=()):
-        self.jobs, self.sent = [], []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    idle = property(lambda self: not self.jobs)
-    running = property(lambda self: list(self.jobs))
-
-    def submit(self, job):
-        self.jobs.append(job)
-
-    def wait(self):
-        job, answers = self.jobs.pop(), []
-        _work(json.loads(json.dumps(job)), "cpu", answers_to(answers))
-        return answers[-1]["event"], job, answers[-1]
-
-
-def answers_to(answers):
-    class Stream:
-        write = staticmethod(lambda line: answers.append(json.loads(line)))
-        flush = staticmethod(lambda: None)
-
-    return Stream
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    monkeypatch.setattr(coordinator, "Pool", InProcess)
-
-
-def tiny(state=("mlp", "none"), **search):
-    written = yaml.safe_load(TINY.read_text())
-    written["model"]["layers"] = [{"sequence": "none", "state": {"choice": list(state)}}]
-    written["tasks"] = written["tasks"][:1]
-    objectives = {"cache_bytes": "minimize", "capacity.bits": "maximize"}
-    return {**written, "search": {"objectives": objectives, "sampler": "random", "trials": 4, **search}}
-
-
-def search(written, out, **options):
-    return Coordinator(parse_space(written, "test"), out, ["cpu"], **options).run()
-
-
-@pytest.fixture
-def strange(tmp_path, monkeypatch):
-    (tmp_path / "strange.py").write_text(SOURCE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(registry, "_allowed_packages", {"strange"})
-    yield lambda name, **options: {"type": f"strange:{name}", **options}
-    sys.modules.pop("strange", None)
-
-
-@pytest.mark.slow
-def test_a_whole_search_with_two_workers(tmp_path):
-    results = Coordinator(load_space(TINY), tmp_path, ["cpu", "cpu"]).run()
-    assert [trial.state for trial in results.trials] == ["complete"] * 4
-    assert results.context == 12
-    for trial in results.trials:
-        assert trial.values["cache_bytes"] == trial.cost["cache_bytes"]
-        assert trial.values["recall.bits"] == trial.metrics["recall"]["bits"]
-    everyone = [candidate.values for candidate in results.candidates]
-    for candidate in results.front:
-        assert not any(dominates(other, candidate.values, results.objectives) for other in everyone)
-        assert len(candidate.confirmed) == 1
-        assert candidate.confirmed[0] != candidate.values
-    records = [read_record(folder)[-1] for folder in (tmp_path / "runs").iterdir()]
-    assert len(records) == 2 * (4 + len(results.front))
-    assert all(record["event"] == "end" for record in records)
+from doge_lab.search.config import parse_space
+from doge_lab.search.study import load_study
 
 
 def test_one_worker_is_deterministic(tmp_path, in_process):
@@ -174,59 +86,6 @@ def test_a_class_in_a_file_needs_consent(strange, monkeypatch):
         parse_space(tiny(state=[strange("Plain")]), "test")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "state", "kills"), [("DiesOnce", "complete", 1), ("Dies", "failed", 3), ("Prints", "complete", 0)]
-)
-def test_a_worker_that_dies_is_replaced_and_its_trial_asked_again(tmp_path, strange, name, state, kills):
-    written = tiny(state=[strange(name, where=str(tmp_path / "mark"))], trials=1, confirm_seeds=0)
-    search = Coordinator(parse_space(written, "test"), tmp_path / "out", ["cpu"], allow_import=["strange"])
-    (trial,) = search.run().trials
-    assert trial.state == state
-    assert sum(search.attempts.values()) == kills
-    if state == "failed":
-        assert trial.reason == "the worker process ended with code -9"
-
-
-def command(out, *words):
-    return [sys.executable, "-m", "doge_lab", "search", str(TINY), "--out", str(out), "--workers", "1", *words]
-
-
-def wait_for_trials(out, count):
-    for _ in range(300):
-        if (out / "study.db").exists():
-            try:
-                done = [trial for trial in read_results(out).trials if trial.state == "complete"]
-            except Exception:  # the study is being created
-                done = []
-            if len(done) >= count:
-                return done
-        time.sleep(0.1)
-    raise AssertionError(f"no {count} trials in 30 s")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_search_that_is_ended_keeps_its_trials_and_goes_on(tmp_path, how):
-    out = tmp_path / "out"
-    process = subprocess.Popen(command(out, "--trials", "200"), stderr=subprocess.PIPE, text=True)
-    try:
-        before = wait_for_trials(out, 2)
-    finally:
-        process.send_signal(how)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == (-9 if how == signal.SIGKILL else 130)
-    assert "Traceback" not in errors
-    assert (out / "report.html").exists() == (how == signal.SIGINT)
-    kept = len([trial for trial in read_results(out).trials if trial.state == "complete"])
-    subprocess.run(command(out, "--trials", str(kept + 2), "--resume"), check=True, timeout=300)
-    after = read_results(out).trials
-    assert [trial.values for trial in after[: len(before)]] == [trial.values for trial in before]
-    assert sum(trial.state == "complete" for trial in after) == kept + 2
-    assert not any(trial.state == "running" for trial in after)
-    assert (out / "report.html").exists()
-
-
 def test_a_folder_is_not_searched_twice_by_mistake(tmp_path, in_process):
     search(tiny(trials=1, confirm_seeds=0), tmp_path)
     with pytest.raises(UserError, match="already holds a search; say --resume"):
@@ -289,13 +148,3 @@ def test_what_passed_is_not_checked_again_until_its_source_changes(tmp_path, in_
     (tmp_path / "strange.py").write_text(SOURCE + "\n# changed\n")
     search(written, tmp_path / "third")
     assert examined.count("strange:Plain") == 2
-
-
-def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, in_process, monkeypatch):
-    monkeypatch.setattr(Coordinator, "_tell", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(UserError, match=r"cannot be written \(.*No space left on device\); what is finished is kept"):
-        search(tiny(trials=2, confirm_seeds=0), tmp_path)
-    monkeypatch.undo()
-    monkeypatch.setattr(coordinator, "Pool", InProcess)
-    results = search(tiny(trials=2, confirm_seeds=0), tmp_path, resume=True)
-    assert [trial.state for trial in results.trials] == ["complete"] * 2

@@ -1,0 +1,56 @@
+"""Searches that end in a fraction of a second, for tests: a space, and a pool without processes."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from doge_lab.search.config import parse_space
+from doge_lab.search.coordinator import Coordinator
+from doge_lab.search.worker import _work
+
+TINY = Path(__file__).parent.parent / "search_spaces" / "tiny.yaml"
+
+
+class InProcess:
+    """Stands in for the pool of worker processes where a test is about something else."""
+
+    def __init__(self, devices, allow_import=()):
+        self.jobs, self.sent = [], []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    idle = property(lambda self: not self.jobs)
+    running = property(lambda self: list(self.jobs))
+
+    def submit(self, job):
+        self.jobs.append(job)
+
+    def wait(self):
+        job, answers = self.jobs.pop(), []
+        _work(json.loads(json.dumps(job)), "cpu", answers_to(answers))
+        return answers[-1]["event"], job, answers[-1]
+
+
+def answers_to(answers):
+    class Stream:
+        write = staticmethod(lambda line: answers.append(json.loads(line)))
+        flush = staticmethod(lambda: None)
+
+    return Stream
+
+
+def tiny(state=("mlp", "none"), **search):
+    written = yaml.safe_load(TINY.read_text())
+    written["model"]["layers"] = [{"sequence": "none", "state": {"choice": list(state)}}]
+    written["tasks"] = written["tasks"][:1]
+    objectives = {"cache_bytes": "minimize", "capacity.bits": "maximize"}
+    return {**written, "search": {"objectives": objectives, "sampler": "random", "trials": 4, **search}}
+
+
+def search(written, out, **options):
+    return Coordinator(parse_space(written, "test"), out, ["cpu"], **options).run()
