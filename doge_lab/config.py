@@ -18,6 +18,13 @@ from doge_lab.tasks import AnyTask, Task
 from doge_lab.yamlfile import read_mapping, with_overrides
 
 
+def checked_name(name: str) -> str:
+    """A name that can be a folder's. Raises `UserError` for one that leads elsewhere."""
+    if name in ("", ".", "..") or any(mark in name for mark in "/\\:\0") or len(name) > 100:
+        raise UserError(f"{name[:60]!r} cannot be a folder's name: no / \\ : and at most 100 characters", "name")
+    return name
+
+
 class RunConfig(Strict):
     """Everything that decides a run's result."""
 
@@ -36,7 +43,9 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
-        labels = [task.label for task in self.tasks]
+        if self.name is not None:
+            checked_name(self.name)
+        labels = [checked_name(task.label) for task in self.tasks]
         for label in labels:
             if labels.count(label) > 1:
                 raise UserError(f"two tasks are called {label!r}; give one of them a `name`", "tasks")
@@ -45,6 +54,7 @@ class RunConfig(Strict):
                 self.train_config(task)
             except UserError as error:
                 raise error.under(f"tasks.{index}.train") from None
+        self.check_context(self.context)
         needed = max((task.vocab_size for task in self.tasks), default=0)
         if self.model.vocab_size is not None and self.model.vocab_size < needed:
             raise UserError(
@@ -59,12 +69,19 @@ class RunConfig(Strict):
         """Tokens at which a search counts cache bytes: the longest sequence that a task scores."""
         return max((task.context for task in self.tasks), default=1)
 
+    def check_context(self, context: int) -> None:
+        """Raise `UserError` when learned positions do not reach so far."""
+        if self.model.positions == "learned" and context > self.model.max_positions:
+            raise UserError(f"{self.model.max_positions} is less than {context} tokens", "model.max_positions")
+
     def train_config(self, task: Task) -> TrainConfig:
         """The training options of one task: the run's, with the task's own on top."""
         return validate(TrainConfig, {**self.train.model_dump(mode="json"), **task.train})
 
     def cost(self, context: int | None = None) -> Cost:
         """What the (resolved) model costs; raises `UserError` when it cannot be built."""
+        if context:
+            self.check_context(context)
         try:
             return cost_of(self.model, context or self.context)
         except UserError as error:

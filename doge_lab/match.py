@@ -33,7 +33,7 @@ class MatchConfig(Strict):
     """Cache of one row, in bytes, at `context`."""
     context: PositiveInt | None = None
     """Tokens at which cache bytes are counted; the longest that the tasks score when left out."""
-    width: tuple[str, ...] | None = None
+    width: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Options that share the solved value, such as `layers.1.state.d_hidden` or `d_model`; when left out, the width
     of every state block that leaves it open, or else d_model."""
     tolerance: PositiveFloat = Field(default=0.01, lt=1)
@@ -162,7 +162,7 @@ def _with_width(written: Mapping[str, Any], paths: list[str], width: int) -> dic
         try:
             for parent in parents:
                 place = place[int(parent) if isinstance(place, list) else parent]
-        except (KeyError, IndexError, ValueError):
+            place[option] = width
+        except (KeyError, IndexError, ValueError, TypeError):
             raise UserError(f"{path!r} is not a place in the model", "match.width") from None
-        place[option] = width
     return changed

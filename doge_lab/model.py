@@ -15,7 +15,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, ConfigDict, PlainSerializer, PositiveInt, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, PositiveInt, WithJsonSchema
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +25,9 @@ from doge_lab.cache import Cache
 from doge_lab.errors import UserError
 from doge_lab.layers.masks import token_positions
 from doge_lab.strict import Strict, validate
+
+LARGEST = 2**24
+"""Of a width or a vocabulary: beyond what anyone builds, below what overflows."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class LayerConfig(Strict):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    repeat: PositiveInt = 1
+    repeat: int = Field(default=1, ge=1, le=1000)
     """How many layers in a row look like this."""
     sequence: _field("sequence")  # type: ignore[valid-type]
     """The block that moves information between tokens."""
@@ -84,11 +87,11 @@ class LayerConfig(Strict):
 class ModelConfig(Strict):
     """A causal language model, declared."""
 
-    vocab_size: PositiveInt | None = None
+    vocab_size: int | None = Field(default=None, ge=1, le=LARGEST)
     """Tokens in the vocabulary; comes from the tasks, and may be written larger."""
-    d_model: PositiveInt
+    d_model: int = Field(ge=1, le=LARGEST)
     """Width of the stream that blocks read and write."""
-    layers: tuple[LayerConfig, ...]
+    layers: tuple[LayerConfig, ...] = Field(min_length=1)
     """The pattern, first layer first."""
     tie_embeddings: bool = True
     """Use the embedding as the output head."""

@@ -10,6 +10,7 @@ from torch import nn
 from doge_lab.strict import Strict
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Averaging = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Strict):
@@ -29,7 +30,7 @@ class TrainConfig(Strict):
     """Learning rate at the end, as a share of the peak."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's decay, on matrices only: not on norms, biases and scales."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    betas: tuple[Averaging, Averaging] = (0.9, 0.98)
     """AdamW's averaging."""
     eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""

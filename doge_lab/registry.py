@@ -13,11 +13,12 @@ import importlib
 import importlib.util
 import pkgutil
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from doge_lab.errors import UserError, did_you_mean
 
@@ -72,8 +73,8 @@ def get(kind: "Kind", name: str) -> type["Block"]:
         raise UserError(f"no {kind} block is named {name!r}{did_you_mean(name, known)}")
     for point in _entry_points(kind):
         if point.name == name:
-            return _checked(kind, name, point.load())
-    return _only_block(kind, importlib.import_module(f"{_folder(kind).__name__}.{name}"))
+            return _checked(kind, name, _imported(name, point.load))
+    return _only_block(kind, _imported(name, lambda: importlib.import_module(f"{_folder(kind).__name__}.{name}")))
 
 
 def find(name: str) -> list[tuple["Kind", type["Block"]]]:
@@ -129,8 +130,17 @@ def _checked(kind: "Kind | None", name: str, block: object) -> type["Block"]:
     return block
 
 
+def _imported(name: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the block {name!r} cannot be imported: {error}") from error
+
+
 def _import_class(name: str) -> object:
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise UserError(f"{name!r} must look like package.module:Class")
     package = module_name.split(".")[0]
     if package not in _allowed_packages:
         raise UserError(f"{name!r} names code to import; if you trust it, say --allow-import {package}")

@@ -7,6 +7,7 @@ FOLDER/checkpoint.safetensors   while it runs, for runs that take longer than ha
 """
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -67,6 +68,8 @@ def execute(
     try:
         train(model, data, config, checkpoint=folder / CHECKPOINT, on_report=report)
         metrics = data.evaluate(predictor(model))
+        if not math.isfinite(metrics["bits"]):
+            raise Diverged(f"the model's answers are not finite after {config.steps} steps")
     except Diverged as error:
         write("failed", reason=str(error))
         raise
@@ -96,6 +99,8 @@ def read_record(folder: Path) -> list[dict[str, Any]]:
 def torch_device(name: str) -> torch.device:
     """The device called `name`. Raises `UserError` when this machine has none such."""
     try:
+        if torch.device(name).type not in ("cpu", "cuda"):
+            raise RuntimeError("only these are supported")
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -151,7 +156,7 @@ class _Writer:
         content = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + json.dumps(content) + "\n")
+            file.write(("\n" if torn else "") + json.dumps(content, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         return content

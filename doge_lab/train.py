@@ -54,7 +54,7 @@ def train(
 ) -> None:
     """Train `model` in place, on the device where it lies, continuing from `checkpoint` when that file exists.
 
-    Raises `Diverged` when the loss is not finite. Every report (about 40 a run) checks it, and so does the end.
+    Raises `Diverged` when the loss is not finite: every report (about 40 a run) checks it.
     """
     optimizer = build_optimizer(model, config)
     start = load_checkpoint(checkpoint, model, optimizer) if checkpoint and checkpoint.exists() else 0

@@ -34,6 +34,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise UserError(f"not valid JSON at line {error.lineno}: {error.msg}", file=str(path)) from None
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML{_place(error)}", file=str(path)) from None
+    except ValueError as error:
+        raise UserError(f"holds a value that cannot be read: {error}", file=str(path)) from None
     except RecursionError:
         raise UserError("nested too deeply", file=str(path)) from None
     if content is None:
@@ -46,6 +48,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         return _plain(content)
     except ValueError:
         raise UserError("an alias in the file refers to itself", file=str(path)) from None
+    except TypeError:
+        raise UserError("the names in a mapping must be text", file=str(path)) from None
 
 
 def _plain(content: dict[str, Any]) -> dict[str, Any]:
@@ -88,8 +92,8 @@ def with_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[st
         if not equals or not path:
             raise UserError(f"{override!r} must look like path.to.0.key=value", "--set")
         try:
-            value = yaml.load(text, _Loader)
-        except yaml.YAMLError:
+            value = _plain({"": yaml.load(text, _Loader)})[""]
+        except (yaml.YAMLError, ValueError, TypeError):
             raise UserError(f"the value of {override!r} is not valid YAML", "--set") from None
         _assign(changed, path.split("."), value, path)
     return changed
@@ -99,7 +103,7 @@ def _assign(place: Any, parts: list[str], value: Any, path: str) -> None:
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
         if isinstance(place, list):
-            if not part.isdigit() or int(part) >= len(place):
+            if not (part.isascii() and part.isdecimal()) or int(part) >= len(place):
                 raise UserError(f"{path!r}: {part!r} is not an index below {len(place)}", "--set")
             key: Any = int(part)
         elif isinstance(place, dict):

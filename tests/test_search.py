@@ -9,7 +9,7 @@ from doge_lab.errors import UserError
 from doge_lab.run import read_record
 from doge_lab.search import coordinator
 from doge_lab.search.config import parse_space
-from doge_lab.search.study import load_study
+from doge_lab.search.study import load_study, read_results
 
 
 def test_one_worker_is_deterministic(tmp_path, in_process):
@@ -105,6 +105,34 @@ def test_a_resumed_sampler_does_not_repeat_its_draws(tmp_path, in_process):
     assert len(set(drawn)) == 8
 
 
+def test_a_resumed_search_keeps_its_seed_name_and_constraints(tmp_path, in_process):
+    written = tiny(state=["mlp"], trials=1, confirm_seeds=0)
+    search(written, tmp_path, seed=1)
+    written["search"]["trials"] = 2
+    with pytest.raises(UserError, match="was searched with --seed 1; resume it with the same"):
+        search(written, tmp_path, resume=True)
+    with pytest.raises(UserError, match="holds the search 'test', not 'other'"):
+        search({**written, "name": "other"}, tmp_path, resume=True, seed=1)
+    bounded = {**written, "search": {**written["search"], "constraints": {"params": {"max": 10**6}}}}
+    with pytest.raises(UserError, match="was searched with another space"):
+        search(bounded, tmp_path, resume=True, seed=1)
+    results = search(written, tmp_path, resume=True, seed=1)
+    assert [trial.seed for trial in results.trials] == [1, 2]
+
+
+def test_a_report_needs_no_block_of_the_search(tmp_path, in_process, strange, monkeypatch):
+    search(tiny(state=[strange("Plain")], trials=1, confirm_seeds=0), tmp_path / "out")
+    monkeypatch.setattr(registry, "_allowed_packages", set())
+    assert read_results(tmp_path / "out").trials[0].state == "complete"
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 1000])
+def test_a_broken_study_is_one_line(tmp_path, content):
+    (tmp_path / "study.db").write_bytes(content)
+    with pytest.raises(UserError, match="is no study of doge_lab"):
+        read_results(tmp_path)
+
+
 def test_the_study_opens_in_optuna(tmp_path, in_process):
     search(tiny(confirm_seeds=0), tmp_path)
     study = load_study(tmp_path)
@@ -139,6 +167,7 @@ def test_a_known_fault_needs_to_be_allowed(tmp_path, in_process):
 
 
 def test_what_passed_is_not_checked_again_until_its_source_changes(tmp_path, in_process, strange, monkeypatch):
+    monkeypatch.setenv("DOGE_LAB_CACHE", str(tmp_path / "cache"))
     examined = []
     monkeypatch.setattr("doge_lab.search.worker.examine", lambda suspect: examined.append(suspect.type) or [])
     written = tiny(state=[strange("Plain")], trials=1, confirm_seeds=0)

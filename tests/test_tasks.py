@@ -196,6 +196,12 @@ def test_a_task_that_cannot_be_is_refused(task, message):
         parse(task)
 
 
+def test_sequences_too_few_to_split_are_refused():
+    few = {"type": "recall", "n_pairs": [1], "length": 5, "n_tokens": 8, "filler": "blank"}
+    with pytest.raises(UserError, match="too few different sequences to keep test apart"):
+        data(few, scored_on="test")
+
+
 def test_every_task_is_drawn_in_its_docstring():
     for name in names():
         module = __import__(get(name).__module__, fromlist=["x"])

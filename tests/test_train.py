@@ -78,6 +78,13 @@ def test_divergence_is_reported_with_its_step(run, tmp_path):
     assert read_record(tmp_path / "wild")[-1]["event"] == "failed"
 
 
+def test_a_model_broken_by_its_last_step_has_diverged(run, tmp_path):
+    wild = run.model_copy(update={"train": run.train.model_copy(update={"lr": 1e38, "steps": 1})})
+    with pytest.raises(Diverged):
+        execute(wild, wild.tasks[0], tmp_path / "wild")
+    assert read_record(tmp_path / "wild")[-1]["event"] == "failed"
+
+
 def test_a_record_tells_everything_that_decides_the_result(run, tmp_path):
     end = execute(run, run.tasks[0], tmp_path / "run")
     events = read_record(tmp_path / "run")

@@ -29,6 +29,8 @@ def run(options: argparse.Namespace) -> int:
 
     if bool(options.block) == options.all:
         raise UserError("name one block, or say --all")
+    if not 1 <= options.d_model <= 4096:
+        raise UserError(f"must be between 1 and 4096, not {options.d_model}", "--d-model")
     look_here()
     if options.all:
         found = [(name, registry.get(kind, name)) for kind in registry.KINDS for name in registry.names(kind)]

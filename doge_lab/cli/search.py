@@ -40,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
     from doge_lab.search.study import writing_to
 
     consent(options)
+    if not 0 <= options.seed < 2**31:
+        raise UserError(f"must be between 0 and 2^31 - 1, not {options.seed}", "--seed")
     trials = [f"search.trials={options.trials}"] if options.trials is not None else []
     space = load_space(options.file, [*options.set, *trials])
     out = options.out or Path("results") / space.name

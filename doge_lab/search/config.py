@@ -76,7 +76,8 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
         return parse_space(content, path.stem)
 
 
-def parse_space(content: Mapping[str, Any], name: str) -> Space:
+def read_space(content: Mapping[str, Any], name: str) -> Space:
+    """The space as written: its blocks are not looked up, so that a report needs none of them installed."""
     run = {key: value for key, value in content.items() if key not in ("search", "name")}
     if "search" not in content:
         raise UserError("a search space needs `search:` with its objectives; a single run is for `doge-lab train`")
@@ -84,8 +85,14 @@ def parse_space(content: Mapping[str, Any], name: str) -> Space:
         search = validate(SearchConfig, content["search"])
     except UserError as error:
         raise error.under("search") from None
-    example = None
-    for filled in alternatives(run):
+    return Space(runs.checked_name(str(content.get("name") or name)), run, search)
+
+
+def parse_space(content: Mapping[str, Any], name: str) -> Space:
+    """The space, every branch of it tried."""
+    space = read_space(content, name)
+    search, example = space.search, None
+    for filled in alternatives(space.run):
         example = runs.parse(filled)
         try:
             check_names(search.objectives, example.tasks)
@@ -94,4 +101,4 @@ def parse_space(content: Mapping[str, Any], name: str) -> Space:
     trained = [name for name in search.objectives if name not in COST_NAMES]
     if example is not None and trained and not example.tasks:
         raise UserError("a search needs at least one task", "tasks")
-    return Space(str(content.get("name") or name), run, search)
+    return space

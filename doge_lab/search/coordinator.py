@@ -8,6 +8,7 @@ again on resume, under its own number.
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,13 @@ class Coordinator:
         """A job for an admissible candidate; one that was drawn before gets another seed."""
         candidate = fingerprint(run)
         self.changes += 1
-        before = sum(other.user_attrs.get("candidate") == candidate for other in self.study.get_trials(deepcopy=False))
-        run = run.model_copy(update={"seed": run.seed + self.seed + before})
+        used = {
+            other.user_attrs.get("run_seed")
+            for other in self.study.get_trials(deepcopy=False)
+            if other.user_attrs.get("candidate") == candidate
+        }
+        fresh = next(seed for seed in count(run.seed + self.seed) if seed not in used)
+        run = run.model_copy(update={"seed": fresh})
         for name, value in {"candidate": candidate, "run_seed": run.seed, "config": run.dump()}.items():
             self._set(trial, name, value)
         return self._job(trial.number, run.dump(), "validation")

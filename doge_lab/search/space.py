@@ -152,12 +152,14 @@ def _parse_choice(choices: Any, path: str) -> Hole:
     if not isinstance(choices, list) or not choices:
         raise UserError(f"`choice` needs a list of at least one value, not {choices!r}", path)
     labels: list[Scalar] = []
-    for choice in choices:
-        label = _label(choice, path)
-        if label in labels and isinstance(label, str):
-            label = f"{label}-{sum(str(known).split('-')[0] == label for known in labels) + 1}"
-        elif label in labels:
+    for index, choice in enumerate(choices):
+        if choice in choices[:index]:
             raise UserError(f"{choice!r} is listed twice", path)
+        label = plain = _label(choice, path)
+        count = 1
+        while label in labels:
+            count += 1
+            label = f"{plain}-{count}"
         labels.append(label)
     return Hole("choice", choices=tuple(choices), labels=tuple(labels))
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from doge_lab.errors import UserError
-from doge_lab.search.config import SearchConfig, Space, parse_space
+from doge_lab.search.config import SearchConfig, Space, parse_space, read_space
 from doge_lab.search.front import Results, State, Trial, candidates, front
 
 STUDY = "study.db"
@@ -59,6 +59,9 @@ def open_study(directory: Path, space: Space, *, seed: int) -> tuple[Study, Base
     directory.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.get_storage(_url(path))
+    for name in optuna.get_all_study_names(storage):
+        if name != space.name:
+            raise UserError(f"{directory} holds the search {name!r}, not {space.name!r}; choose another --out")
     study = optuna.create_study(
         storage=storage,
         study_name=space.name,
@@ -76,8 +79,14 @@ def open_study(directory: Path, space: Space, *, seed: int) -> tuple[Study, Base
         study.set_user_attr("space", space.dump())
         return study, storage
     before = parse_space(study.user_attrs["space"], space.name)
-    if before.run != space.run or before.search.objectives != space.search.objectives:
+    decisive = {"objectives", "constraints", "allow_faults"}
+    if before.run != space.run or before.search.model_dump(include=decisive) != space.search.model_dump(
+        include=decisive
+    ):
         raise UserError(f"{directory} was searched with another space; choose another --out")
+    if study.user_attrs["seed"] != seed:
+        raise UserError(f"{directory} was searched with --seed {study.user_attrs['seed']}; resume it with the same")
+    study.set_user_attr("space", space.dump())
     return study, storage
 
 
@@ -99,16 +108,22 @@ def build_sampler(search: SearchConfig, seed: int) -> BaseSampler:
 def load_study(directory: Path) -> Study:
     """The study in a search's folder. Raises `UserError` when there is none."""
     path = directory / STUDY
-    if not path.exists():
-        raise UserError(f"{directory} holds no {STUDY}; name the --out folder of a search")
-    (summary,) = optuna.get_all_study_names(_url(path))
-    return optuna.load_study(study_name=summary, storage=_url(path))
+    try:
+        if not path.exists():
+            raise UserError(f"{directory} holds no {STUDY}; name the --out folder of a search")
+        (name,) = optuna.get_all_study_names(_url(path))
+        study = optuna.load_study(study_name=name, storage=_url(path))
+    except (OSError, ValueError, SQLAlchemyError, StorageInternalError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"{path} is no study of doge_lab") from None
+    if "space" not in study.user_attrs:
+        raise UserError(f"{directory} holds a search that ended before it began; search again with --resume")
+    return study
 
 
 def read_results(directory: Path) -> Results:
     """Everything that a report needs, from the study alone."""
     study = load_study(directory)
-    return results_of(study, parse_space(study.user_attrs["space"], study.study_name), directory)
+    return results_of(study, read_space(study.user_attrs["space"], study.study_name), directory)
 
 
 def results_of(study: Study, space: Space, directory: Path) -> Results:

@@ -47,10 +47,13 @@ def main() -> None:
 
 
 def _work(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
-    if "suspect" in job:
-        _answer(answers, event="done", job=job["job"], results=examine(Suspect(**job["suspect"])))
-    else:
+    if "suspect" not in job:
         _train(job, device, answers)
+        return
+    try:
+        _answer(answers, event="done", job=job["job"], results=examine(Suspect(**job["suspect"])))
+    except Exception as error:
+        _answer(answers, event="failed", job=job["job"], reason=_one_line(error))
 
 
 def _train(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
@@ -69,10 +72,13 @@ def _train(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
     except Exception as error:  # a block may raise anything: it fails its trial, never the search
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"error-{number}.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        reason = str(error).strip().splitlines()[:1]
-        _answer(answers, event="failed", job=number, reason=": ".join([type(error).__name__, *reason]))
+        _answer(answers, event="failed", job=number, reason=_one_line(error))
     else:
         _answer(answers, event="done", job=number, metrics=measured.metrics, seconds=measured.seconds)
+
+
+def _one_line(error: Exception) -> str:
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def _answer(answers: TextIO, **content: Any) -> None:

@@ -51,6 +51,8 @@ class Capacity(Task):
     @model_validator(mode="after")
     def _names_suffice(self) -> "Capacity":
         names = self.n_tokens**self.n_name_tokens
+        if names >= 2**62:
+            raise UserError(f"names of {self.n_name_tokens} tokens are longer than can be counted", "n_name_tokens")
         if self.n_entities != "auto" and self.n_entities > names:
             raise UserError(
                 f"{self.n_entities} entities need different names, but {self.n_name_tokens} tokens out of "

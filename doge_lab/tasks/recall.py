@@ -41,6 +41,7 @@ from doge_lab.tasks.base import (
 
 BLANK = 0
 _BUCKETS = 16
+_MOST_DRAWS = 200
 _SPLIT_BUCKETS: dict[Split, tuple[int, int]] = {"validation": (0, 1), "test": (1, 2), "train": (2, _BUCKETS)}
 
 
@@ -58,7 +59,7 @@ class Recall(Task):
     """What stands between the queries: any token but the sequence's own keys, or the blank."""
     distance_power: PositiveFloat = 0.01
     """Queries come at slot i with weight i^(power − 1): small is near, 1 is uniform."""
-    n_eval: PositiveInt = 512
+    n_eval: int = Field(default=512, ge=2)
     """Sequences that are scored."""
 
     @model_validator(mode="after")
@@ -113,13 +114,15 @@ class RecallData(TaskData):
         low, high = _SPLIT_BUCKETS[split]
         tries = math.ceil(1.3 * count * _BUCKETS / (high - low)) + 8
         kept: list[tuple[Tokens, Tokens]] = []
-        while sum(len(inputs) for inputs, _ in kept) < count:
+        for _ in range(_MOST_DRAWS):
             inputs, targets = self._draw(draw, tries)
             bucket = _bucket(inputs)
             mine = (bucket >= low) & (bucket < high)
             kept.append((inputs[mine], targets[mine]))
-        parts = [np.concatenate(part)[:count] for part in zip(*kept, strict=True)]
-        return parts[0], parts[1]
+            if sum(len(inputs) for inputs, _ in kept) >= count:
+                parts = [np.concatenate(part)[:count] for part in zip(*kept, strict=True)]
+                return parts[0], parts[1]
+        raise UserError(f"too few different sequences to keep {split} apart; raise length or n_tokens", "length")
 
     def _draw(self, draw: np.random.Generator, count: int) -> tuple[Tokens, Tokens]:
         drawn = [
@@ -171,7 +174,7 @@ class RecallData(TaskData):
         earned = worth - answers.bits_paid
         per_row = np.bincount(answers.row, weights=earned, minlength=len(self.inputs))
         queries = np.bincount(answers.row, minlength=len(self.inputs))
-        half = 1.96 * float(per_row.std(ddof=1)) / math.sqrt(len(per_row)) if len(per_row) > 1 else math.nan
+        half = 1.96 * float(per_row.std(ddof=1)) / math.sqrt(len(per_row))
         bits = float(per_row.mean())
         return {
             "bits": bits,
