@@ -1,4 +1,6 @@
-"""No block enters a search before it has passed the contract, in every configuration that the space can sample.
+"""No block enters a search before it has passed the contract, in every option that the space can sample.
+
+Options are varied one at a time and numbers taken at both ends of their range (`space.alternatives`).
 
 A leak wins every naive search, so this cannot be switched off. What passed is remembered, by the block's source, the
 contract's own source and the options, so that the next search over the same blocks starts at once.
@@ -131,7 +133,7 @@ def _cache_folder() -> Path:
 
 
 def _digest(suspect: Suspect) -> str:
-    """Names the block's source, everything of the lab that a block or a check can use, torch, and the options."""
+    """Names the block's own file, what it and the checks use of the lab, torch's version, and the options."""
     import torch
 
     digest = hashlib.sha256(f"{suspect} {suspect.d_model} {suspect.kind} {torch.__version__}".encode())
