@@ -50,6 +50,7 @@ def strange(tmp_path, monkeypatch):
     """The badly behaved blocks, importable and consented to: `strange("Raises")` is what a file would say."""
     from doge_lab import registry
 
+    sys.modules.pop("strange", None)
     (tmp_path / "strange.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(registry, "_allowed_packages", {"strange"})

@@ -6,7 +6,6 @@ import sys
 import time
 
 import pytest
-from strange_blocks import SOURCE
 
 from doge_lab.cli import main
 
@@ -206,13 +205,11 @@ def test_a_mistake_is_one_line(capsys, model_file, words, message):
     assert message.replace("FILE:", f"{model_file}:") in complaint(capsys, *words)
 
 
-def test_check_passes_a_good_block_and_fails_a_bad_one(capsys, tmp_path, monkeypatch):
+def test_check_passes_a_good_block_and_fails_a_bad_one(capsys, strange):
     results = answer(capsys, "check", "mlp", "--json")
     assert all(result["passed"] for result in results)
     assert all({"name", "passed", "message"} <= set(result) for result in results)
-    (tmp_path / "strange.py").write_text(SOURCE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    results = answer(capsys, "check", "strange:FailsTheContract", "--json", code=1)
+    results = answer(capsys, "check", strange("FailsTheContract")["type"], "--json", code=1)
     assert "tokens_independent" in {result["name"] for result in results if not result["passed"]}
 
 

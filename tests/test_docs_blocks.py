@@ -65,7 +65,10 @@ def test_the_mistakes_get_the_messages_that_the_page_shows(folder):
     failed = json.loads(done.stdout)
     assert len(failed) == len(SHOWN) == 5
     for (name, messages), shown in zip(failed.items(), SHOWN, strict=True):
-        assert [(check, blurred(message)) for check, message in messages] == [(shown[0], blurred(shown[1]))], name
+        (check, message), *others = messages
+        assert (check, blurred(message)) == (shown[0], blurred(shown[1])), name
+        # What was never written may or may not be finite inside a model.
+        assert {other for other, _ in others} <= {"initialisation_survives_assembly"}, name
 
 
 def blurred(message):
