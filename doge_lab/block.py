@@ -41,6 +41,28 @@ class RouterStats:
     usage: Tensor
 
 
+@dataclass(frozen=True)
+class Routing:
+    """What a router chose, with what it chose from: enough to choose again by brute force.
+
+    scores: [N, E], of every expert for every query (each token, or each head of each token).
+    chosen: [N, K], the experts that were chosen.
+    weights: [N, K], their weights.
+    normalisation: how a weight follows from the scores s. softmax_chosen, softmax_all: exp(s) over its sum among the
+        chosen, or among all; sigmoid: 1 / (1 + exp(-s)); sigmoid_chosen: that, over its sum among the chosen;
+        none: 1.
+    selection_bias: [E], added to the scores (sigmoid and sigmoid_chosen: to their sigmoids) for the choice alone.
+    scale: what the weights are multiplied by.
+    """
+
+    scores: Tensor
+    chosen: Tensor
+    weights: Tensor
+    normalisation: str
+    selection_bias: Tensor | None = None
+    scale: float = 1.0
+
+
 class Block(nn.Module, abc.ABC):
     """What sequence blocks and state blocks have in common.
 
@@ -52,6 +74,8 @@ class Block(nn.Module, abc.ABC):
     kind: ClassVar[Kind]
     width_option: ClassVar[str | None] = None
     """The option that `match:` solves for when asked to make this block larger or smaller."""
+    search_space: ClassVar[Mapping[str, Any]] = {}
+    """The options worth searching, as holes of a search space: what a bare name in a `choice` brings with it."""
     is_none: ClassVar[bool] = False
     """True for the blocks named `none`: the model leaves them out, norm and residual included."""
 
@@ -88,6 +112,13 @@ class Block(nn.Module, abc.ABC):
     def known_faults(self) -> Mapping[str, str]:
         """Checks of the contract that this *published* form cannot pass: name of the check -> reason."""
         return {}
+
+    def routing(self, x: Tensor) -> Routing | None:
+        """What the block's router chooses for the tokens `x` [B, T, D]; None without a router.
+
+        For the contract's checks, which choose again by brute force; training never calls it.
+        """
+        return None
 
     def after_step(self) -> None:
         """Called after each optimiser step; a router that balances by bias acts here."""

@@ -70,6 +70,8 @@ BROKEN = {
     routers.MasksWithZero: ("router_weights", {"active_params"}),
     routers.ReportsScores: ("router_weights", {"router_usage"}),
     routers.ReportsOtherExperts: ("router_weights", set()),
+    routers.SecondBest: ("router_choice", set()),
+    routers.WeighsOtherwise: ("router_choice", set()),
     routers.OutOfReach: ("rows_reachable", set()),
     routers.LossPilesUp: ("auxiliary_losses_do_not_accumulate", set()),
     routers.GraphPilesUp: ("auxiliary_losses_do_not_accumulate", {"parameters_learn", "router_usage"}),
@@ -93,7 +95,7 @@ BROKEN = {
     calls.FaultNobodyChecks: ("builds", set()),
     calls.CannotBeBuilt: ("builds", set()),
 }
-PASSING = {healthy.Decay, healthy.Experts, parameters.ScaledMLP, calls.DeclaredFault}
+PASSING = {healthy.Decay, healthy.Experts, healthy.OpenExperts, parameters.ScaledMLP, calls.DeclaredFault}
 
 
 def failures(block):

@@ -21,7 +21,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from doge_lab.block import BlockConfig, RouterStats, SequenceBlock, require_divisible
+from doge_lab.block import BlockConfig, RouterStats, Routing, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, LayerCache, PerToken
 from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear, init_weight
@@ -125,7 +125,9 @@ class InnerFuncAttn(SequenceBlock):
     ) -> tuple[Tensor, LayerCache | None]:
         new, seen = x.shape[1], 0 if cache is None else cache.position
         q = self._heads(self.q(x))
-        index, weight = self._retrieve(x)
+        scores, index, weight = self._retrieve(x)
+        self._report(scores, index)
+        index, weight = index.flatten(2), None if weight is None else weight.flatten(2)
         if cache is not None and self.config.cache == "hidden":
             x, index, weight = self._remember(x, index, weight, cache)
             v = self._heads(self._values(x, index, weight))  # [B, S, H, K]
@@ -148,8 +150,8 @@ class InnerFuncAttn(SequenceBlock):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, self.head_dim))
 
-    def _retrieve(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The inner values that each token picks, [B, T, J], and their weights, None where all weigh 1."""
+    def _retrieve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scores [B, T, H_v, N], the inner values picked [B, T, H_v, k], their weights (None where all weigh 1)."""
         c = self.config
         query = self.retrieve(x).unflatten(-1, (c.n_inner_value_heads, -1))
         scores = torch.einsum("bthr,hrn->bthn", query, self.retrieval_keys).float()  # [B, T, H_v, N]
@@ -157,16 +159,21 @@ class InnerFuncAttn(SequenceBlock):
             best, index = scores.topk(c.n_inner_value_per_head, dim=-1)
         else:
             best, index = scores, torch.arange(c.n_inner_values, device=x.device).expand_as(scores)
-        self._report(scores, index)
         if self.published:
-            return index.flatten(2), None
+            return scores, index, None
         if c.router == "sigmoid":
             weight = best.sigmoid()
         elif c.router == "softmax_chosen":
             weight = best.softmax(dim=-1)
         else:
             weight = (best - scores.logsumexp(dim=-1, keepdim=True)).exp()
-        return index.flatten(2), weight.flatten(2)
+        return scores, index, weight
+
+    def routing(self, x: Tensor) -> Routing:
+        scores, index, weight = self._retrieve(x)
+        weights = torch.ones_like(index, dtype=scores.dtype) if weight is None else weight
+        rule = "none" if self.published else self.config.router
+        return Routing(scores.flatten(0, 2), index.flatten(0, 2), weights.flatten(0, 2), rule)
 
     def _values(self, x: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
         # An embedding bag sums the picked rows without holding [B, T, J, D].

@@ -26,7 +26,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from doge_lab.block import BlockConfig, RouterStats, StateBlock
+from doge_lab.block import BlockConfig, RouterStats, Routing, StateBlock
 from doge_lab.errors import UserError
 from doge_lab.layers.activations import Activation, activation
 from doge_lab.layers.experts import Picks, pick_dot, pick_sum
@@ -126,16 +126,27 @@ class CDMoE(StateBlock):
 
     def _fast(self, z: Tensor) -> Tensor:
         """What the experts make of `z` [N, D]; the search has the tokens innermost."""
-        c, (n_heads, _, _, d_half) = self.config, self.keys.shape
-        query = (self.query.weight @ z.t()).view(2, n_heads, d_half, -1)
-        halves = (self.keys.permute(2, 0, 1, 3) @ query).transpose(1, 2)  # [P, M, H, N]
-        scores, experts = product_key_top_k(halves, c.n_experts_per_head)  # [K, H, N]
-        # The softmax over all pairs is the product of the softmaxes over either half.
-        weights = route_weights(scores, c.normalisation, lambda: halves.logsumexp(1).sum(0), dim=0)
+        halves, experts, weights = self._search(z)
         picks = Picks.prepare(experts.permute(2, 1, 0).flatten(1), len(self.down))  # [N, H K]
         self.router_stats = self._report(picks.counts, halves)
         hidden = self._weighed(pick_dot(z, self.down, picks), weights.permute(2, 1, 0).flatten(1))
         return pick_sum(hidden, self.up, picks)
+
+    def _search(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of the halves [P, M, H, N], the best experts [K, H, N] and their weights [K, H, N]."""
+        c, (n_heads, _, _, d_half) = self.config, self.keys.shape
+        query = (self.query.weight @ z.t()).view(2, n_heads, d_half, -1)
+        halves = (self.keys.permute(2, 0, 1, 3) @ query).transpose(1, 2)
+        scores, experts = product_key_top_k(halves, c.n_experts_per_head)
+        # The softmax over all pairs is the product of the softmaxes over either half.
+        return halves, experts, route_weights(scores, c.normalisation, lambda: halves.logsumexp(1).sum(0), dim=0)
+
+    def routing(self, x: Tensor) -> Routing:
+        tokens = x.flatten(0, -2)
+        halves, *found = self._search(self.shared(tokens) if self.config.form == "serial" else tokens)
+        chosen, weights = (each.flatten(1).t() for each in found)
+        scores = einx.add("i h t, j h t -> (h t) (i j)", halves[0], halves[1])
+        return Routing(scores, chosen, weights, self.config.normalisation)
 
     def _reference(self, z: Tensor) -> Tensor:
         c = self.config

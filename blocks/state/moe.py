@@ -19,7 +19,7 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from doge_lab.block import BlockConfig, RouterStats, StateBlock
+from doge_lab.block import BlockConfig, RouterStats, Routing, StateBlock
 from doge_lab.errors import UserError
 from doge_lab.layers.activations import Activation, activation
 from doge_lab.layers.feed_forward import FeedForward
@@ -89,17 +89,24 @@ class MoE(StateBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
-        logits = self.router.weight @ tokens.t()  # [E, N]: with the tokens innermost, few experts cost little
-        scores, chosen = logits.topk(self.config.top_k, dim=0)  # [K, N]
-        weights = route_weights(scores, self.config.normalisation, lambda: logits.logsumexp(0, keepdim=True), dim=0).to(
-            tokens.dtype
-        )
+        logits, chosen, weights = self._route(tokens)
         experts = self._every_expert if self._computes_every_expert(len(tokens)) else self._chosen_experts
         y = experts(tokens, weights, chosen)
         if self.shared is not None:
             y = y + self.shared(tokens)
         self.router_stats = self._report(logits, chosen)
         return y.view_as(x)
+
+    def _route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores [E, N], chosen experts [K, N] and their weights [K, N] of the tokens `x` [N, D]."""
+        logits = self.router.weight @ x.t()  # with the tokens innermost, few experts cost little
+        scores, chosen = logits.topk(self.config.top_k, dim=0)
+        weights = route_weights(scores, self.config.normalisation, lambda: logits.logsumexp(0, keepdim=True), dim=0)
+        return logits, chosen, weights.to(x.dtype)
+
+    def routing(self, x: Tensor) -> Routing:
+        logits, chosen, weights = self._route(x.flatten(0, -2))
+        return Routing(logits.t(), chosen.t(), weights.t(), self.config.normalisation)
 
     def _computes_every_expert(self, n_tokens: int) -> bool:
         """True where the experts not chosen cost less than sorting tokens by expert."""

@@ -103,8 +103,13 @@ class Case:
 
     @property
     def long_length(self) -> int:
-        """Enough tokens to cross every window (up to 1024), and a few chunks of a chunked algorithm."""
-        return max(40, *(min(window, 1024) + 9 for window in self.windows), 0)
+        """Enough tokens to cross every window within reach, and a few chunks of a chunked algorithm."""
+        return max(40, *(min(window, self.reach) + 9 for window in self.windows), 0)
+
+    @property
+    def reach(self) -> int:
+        """The longest window that is crossed; a longer one is looked at up to here."""
+        return 4096 if self.full else 1024
 
     def model(self, seed: int = 0) -> CausalLM:
         """Two layers of this block and nothing else, assembled and initialised as a user's model is."""

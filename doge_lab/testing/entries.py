@@ -33,7 +33,7 @@ def cache_entries_used(case: Case) -> None:
 
 def _require_used(case: Case, block: SequenceBlock, name: str, entry: Fixed | PerToken) -> None:
     window = entry.window if isinstance(entry, PerToken) else None
-    length = max(40, min(window or 0, 1024) + 9)
+    length = max(40, min(window or 0, case.reach) + 9)
     _, filled, _ = _context(case, block, length, 0)
     size = _by_channel(filled, name).shape
     untouched = block.init_cache(batch=1, capacity=length + NEXT)
@@ -46,7 +46,7 @@ def _require_used(case: Case, block: SequenceBlock, name: str, entry: Fixed | Pe
     unread = _without_effect(case, block, name, length, [(slice(None), channel) for channel in channels])
     wasteful = len(unread) == len(channels) if not filled[name].is_floating_point() else bool(unread)
     require(not wasteful, f"cache entry {name!r}: {len(unread)} of {len(channels)} channels looked at are never read")
-    if window is not None and window <= 1024:
+    if window is not None and window <= case.reach:
         slots = sorted({0, 1, *_sample(window, 64 if case.full else 24)} & set(range(window)))
         unread = _without_effect(case, block, name, length, [(slot, slice(None)) for slot in slots])
         # the oldest token of a full window leaves when the next one comes

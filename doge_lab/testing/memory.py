@@ -32,7 +32,7 @@ def _splits(case: Case, length: int) -> list[list[int]]:
     """One call, token by token, fixed and random chunks, and chunks that meet a cache filled to around a window."""
     rng, one_by_one = random.Random(0), min(length, 20)
     splits = [[length], [length - one_by_one] * (length > one_by_one) + [1] * one_by_one, _fixed(length, 5)]
-    filled = {7, *(min(window, 1024) + offset for window in case.windows for offset in (-1, 0, 1))}
+    filled = {7, *(min(window, case.reach) + offset for window in case.windows for offset in (-1, 0, 1))}
     for first in sorted(first for first in filled if 0 < first < length - 4):
         splits.append([first, 1, 3, length - first - 4][: 3 + (length - first > 4)])
         splits.append([first, length - first])
@@ -66,7 +66,7 @@ def cache_bytes(case: Case) -> None:
         lengths |= {2, 3, 33, 64, 257}
         dtypes.append(torch.float16)
     for dtype in dtypes:
-        for length in sorted(length for length in lengths if length <= 1100):
+        for length in sorted(length for length in lengths if length <= case.reach + 9):
             cache = block.init_cache(batch=3, capacity=length, dtype=dtype)
             require(
                 cache.tensors.keys() == block.cache_spec().keys(), "init_cache allocates other entries than declared"
@@ -102,7 +102,7 @@ def _short(dtype: torch.dtype) -> str:
 def rows_reorder(case: Case) -> None:
     """After `select_rows` every row goes on as the row it was taken from: beam search, or one prompt many times."""
     block, rows = case.trained(), torch.tensor([2, 0, 0, 1])
-    for length in sorted({17, *(min(window, 1024) + 9 for window in case.windows)}):
+    for length in sorted({17, *(min(window, case.reach) + 9 for window in case.windows)}):
         x = case.input(length=length)
         with torch.no_grad():
             caches = [block.init_cache(batch=3, capacity=length) for _ in range(2)]

@@ -19,7 +19,7 @@ def left_padding(case: Case) -> None:
     """Left padding changes nothing at real tokens, whatever it holds, in one call or several, for any type of mask."""
     block = case.trained()
     with torch.no_grad():
-        for length in sorted({17, *(min(window, 1024) + 14 for window in case.windows)}):
+        for length in sorted({17, *(min(window, case.reach) + 14 for window in case.windows)}):
             x = case.input(length=length)
             mask = torch.arange(length)[None] >= torch.tensor(PADS)[:, None]
             expected = [output(block, x[row : row + 1, pad:]) for row, pad in enumerate(PADS)]

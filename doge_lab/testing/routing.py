@@ -5,12 +5,13 @@ A block without router statistics has nothing to look at here.
 Shape letters: B batch row, T token, D d_model, E expert.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from doge_lab.block import RouterStats
+from doge_lab.block import RouterStats, Routing
 from doge_lab.testing.attributes import plain_attributes, same
 from doge_lab.testing.case import Case, Skipped, check, close, fit, output, require, training_loss
 
@@ -32,6 +33,59 @@ def router_weights(case: Case) -> None:
         chosen = _stats(block, case.input(1, 1, seed=seed)).usage > 0
         if not chosen.all():
             _require_only_chosen(case, block, tables, chosen, seed)
+
+
+@check()
+def router_choice(case: Case) -> None:
+    """A router chooses what brute force chooses among all scores, and weighs it as the normalisation it names says."""
+    block = case.trained()
+    for x in (case.input(), case.input(4, 64, seed=3)):
+        with torch.no_grad():
+            routing = block.routing(x.clone())
+            if routing is None:
+                raise Skipped("the block names no routing")
+            stats = _stats(block, x)
+            _require_best(routing)
+            _require_normalised(routing)
+            _require_reported(routing, stats.usage)
+
+
+def _require_best(routing: Routing) -> None:
+    scores, chosen = routing.scores.double(), routing.chosen
+    queries, k = chosen.shape
+    require(len(scores) == queries, f"routing has scores of {len(scores)} queries and choices of {queries}")
+    ordered = chosen.sort(-1).values
+    require((ordered[:, 1:] != ordered[:, :-1]).all(), "a query chooses the same expert twice")
+    if routing.normalisation.startswith("sigmoid"):
+        scores = scores.sigmoid()
+    if routing.selection_bias is not None:
+        scores = scores + routing.selection_bias
+    # by value: where experts tie, either may be chosen
+    missed = scores.topk(k).values - scores.gather(-1, chosen).sort(-1, descending=True).values
+    worst = float(missed.abs().max() / scores.abs().max().clamp(min=1e-30))
+    require(worst < 1e-5, f"the chosen are not the {k} best of {scores.shape[-1]}: off by {worst:.2g} of the top score")
+
+
+def _require_normalised(routing: Routing) -> None:
+    require(routing.normalisation in _NORMALISATIONS, f"no normalisation is named {routing.normalisation!r}")
+    every = routing.scores.double()
+    expected = routing.scale * _NORMALISATIONS[routing.normalisation](every.gather(-1, routing.chosen), every)
+    close(routing.weights, expected, f"the weights are no {routing.normalisation} of the scores")
+
+
+_NORMALISATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "softmax_chosen": lambda chosen, every: chosen.softmax(-1),
+    "softmax_all": lambda chosen, every: (chosen - every.logsumexp(-1, keepdim=True)).exp(),
+    "sigmoid": lambda chosen, every: chosen.sigmoid(),
+    "sigmoid_chosen": lambda chosen, every: chosen.sigmoid() / chosen.sigmoid().sum(-1, keepdim=True),
+    "none": lambda chosen, every: torch.ones_like(chosen),
+}
+"""Scores of the chosen, and of all -> weights; apart from what blocks use, so that no mistake is shared."""
+
+
+def _require_reported(routing: Routing, usage: Tensor) -> None:
+    counted = torch.bincount(routing.chosen.flatten(), minlength=len(usage)) / routing.chosen.numel()
+    close(usage, counted, "router_stats.usage is not what the routing chooses")
 
 
 def _expert_tables(block: nn.Module, n_experts: int) -> list[Tensor]:

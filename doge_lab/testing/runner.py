@@ -71,6 +71,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             costs.flops,
             costs.active_params,
             routing.router_weights,
+            routing.router_choice,
             routing.router_usage,
             routing.rows_reachable,
             routing.auxiliary_losses_do_not_accumulate,

@@ -4,7 +4,7 @@ import torch
 from pydantic import PositiveInt
 from torch import nn
 
-from doge_lab.block import BlockConfig, RouterStats, SequenceBlock, StateBlock
+from doge_lab.block import BlockConfig, RouterStats, Routing, SequenceBlock, StateBlock
 from doge_lab.cache import Fixed
 from doge_lab.layers.init import init_linear, init_weight
 from doge_lab.layers.masks import new_real_tokens
@@ -96,3 +96,12 @@ class Experts(StateBlock):
 
     def active_params(self):
         return self.d_model * (self.config.n_experts + 2 * self.top_k)
+
+
+class OpenExperts(Experts):
+    """Names its routing too, so that its choice can be checked."""
+
+    def routing(self, x):
+        scores = self.router(x)
+        weight, index = self.choose(scores)
+        return Routing(scores.flatten(0, 1), index.flatten(0, 1), weight.flatten(0, 1), "softmax_all")

@@ -3,7 +3,7 @@
 import dataclasses
 
 import torch
-from broken.healthy import Experts
+from broken.healthy import Experts, OpenExperts
 from torch import nn
 
 
@@ -55,6 +55,25 @@ class ReportsOtherExperts(Experts):
 
     def report(self, scores, index):
         super().report(scores, (index + 1) % scores.shape[-1])
+
+
+class SecondBest(OpenExperts):
+    """Leaves the best expert out of its choice."""
+
+    def choose(self, scores):
+        weight, index = scores.softmax(dim=-1).sort(dim=-1, descending=True)
+        skip = int(scores.shape[-1] > self.top_k)
+        chosen = slice(skip, skip + self.top_k)
+        self.report(scores, index[..., chosen])
+        return weight[..., chosen], index[..., chosen]
+
+
+class WeighsOtherwise(OpenExperts):
+    """Says softmax over all experts, and normalises over the chosen."""
+
+    def choose(self, scores):
+        weight, index = super().choose(scores)
+        return weight / weight.sum(-1, keepdim=True), index
 
 
 class OutOfReach(Experts):
