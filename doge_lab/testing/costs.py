@@ -23,7 +23,14 @@ TOKENS = 16
 def flops(case: Case) -> None:
     """`flops_per_token(context)` is what PyTorch counts in one decoding step, plus `uncounted_flops_per_token`."""
     block = case.trained()
-    contexts = {1, 2, 17, 64, 300, *(min(window, case.reach) + offset for window in case.windows for offset in (-1, 0, 5))}
+    contexts = {
+        1,
+        2,
+        17,
+        64,
+        300,
+        *(min(window, case.reach) + offset for window in case.windows for offset in (-1, 0, 5)),
+    }
     for context in sorted(context for context in contexts if context > 0):
         declared, by_hand = block.flops_per_token(context), block.uncounted_flops_per_token(context)
         counted, unseen = counted_flops(block, context)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from blocks.sequence import gated_linear_attention
-from blocks.sequence.gated_linear_attention import GatedLinearAttention, chunked, recurrent
+from blocks.sequence.gated_linear_attention import GatedLinearAttention
+from doge_lab.layers import gated_recurrence
+from doge_lab.layers.gated_recurrence import chunked, recurrent
 
 BATCH, HEADS, KEY, VALUE = 2, 2, 3, 5
 GATES = {  # centre of the gate's logits, their spread over channels and tokens, and the normaliser
@@ -43,7 +44,7 @@ def draw(gates, tokens):
 def sizes(request, monkeypatch):
     """Chunks of the size that the gates allow, or those that a compiler and a GPU always take."""
     if request.param == "safe blocks":
-        monkeypatch.setattr(gated_linear_attention, "_sizes", lambda log_decay: (16, 4))
+        monkeypatch.setattr(gated_recurrence, "_sizes", lambda log_decay: (16, 4))
 
 
 @pytest.mark.usefixtures("sizes")
@@ -113,5 +114,5 @@ def test_a_filled_state_is_continued_across_chunks(gates):
 
 def test_ordinary_gates_take_whole_chunks_and_strong_ones_safe_blocks():
     ordinary, strong = torch.full((1, 2), -0.1), torch.tensor([[-0.1, -20.0]])
-    assert gated_linear_attention._sizes(ordinary) == (32, 32)
-    assert gated_linear_attention._sizes(strong) == (16, 4)
+    assert gated_recurrence._sizes(ordinary) == (32, 32)
+    assert gated_recurrence._sizes(strong) == (16, 4)

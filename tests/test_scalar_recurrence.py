@@ -1,0 +1,28 @@
+"""The chunked form of the scalar recurrence is the recurrence, forward and every gradient."""
+
+import pytest
+import torch
+
+from doge_lab.layers.scalar_recurrence import chunked, recurrent
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 16, 33])
+@pytest.mark.parametrize("heads_of_keys", [1, 3])
+@pytest.mark.parametrize("strength", [0.01, 1.0, 60.0])
+def test_chunks_are_the_recurrence(tokens, heads_of_keys, strength):
+    make = torch.Generator().manual_seed(tokens)
+    q, k = (torch.randn(2, tokens, heads_of_keys, 4, generator=make) for _ in range(2))
+    v = torch.randn(2, tokens, 3, 5, generator=make)
+    log_decay = -strength * torch.rand(2, tokens, 3, generator=make)
+    state = torch.randn(2, 3, 4, 5, generator=make)
+    leaves = [tensor.requires_grad_() for tensor in (q, k, v, log_decay, state)]
+    weight = torch.randn(2, tokens, 3, 5, generator=make)
+    results = []
+    for form in (recurrent, lambda *given: chunked(*given, chunk=8)):
+        o, last = form(*leaves)
+        gradients = torch.autograd.grad((o * weight).sum() + last.square().sum(), leaves)
+        results.append([o, last, *gradients])
+    for ours, definition in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, definition, rtol=1e-4, atol=1e-4)
+    assert torch.equal(recurrent(*leaves[:4], None)[1], recurrent(*leaves[:4], torch.zeros_like(state))[1])
+    torch.testing.assert_close(chunked(*leaves[:4], None)[1], chunked(*leaves[:4], torch.zeros_like(state))[1])
