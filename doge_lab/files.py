@@ -1,8 +1,14 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and by one process at a time."""
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from doge_lab.errors import UserError
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -23,3 +29,21 @@ def write_text_atomically(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def only_one(folder: Path, what: str) -> Iterator[None]:
+    """Hold `folder` for this process; the system lets go of it however the process ends.
+
+    Raises `UserError` at once when another process holds it: `what` (a search, a run) is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another {what} is at work in {folder}; let it end, or choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,7 +1,8 @@
 """One run: one task, one model trained from scratch, one folder with its record.
 
 FOLDER/record.jsonl        start: configuration, code, packages, seed, data hash, cost, device
-                           report: a point of the curve      end: metrics, seconds      failed: the reason
+                           report: a point of the curve      end: metrics, seconds of training and scoring
+                           failed: the reason
 FOLDER/model.safetensors   the trained weights
 FOLDER/checkpoint.safetensors   while it runs, for runs that take longer than half a minute
 """
@@ -50,7 +51,7 @@ def execute(
     before = read_record(folder)
     if before and {key: before[0].get(key) for key in identity} != identity:
         raise UserError(f"{folder} holds another run (or other options); choose another --out")
-    if before and before[-1]["event"] == "end":
+    if before and before[-1]["event"] == "end" and (folder / WEIGHTS).exists():
         return before[-1]
     folder.mkdir(parents=True, exist_ok=True)
     data = task.data(seed=run.seed, scored_on=scored_on)
@@ -59,14 +60,14 @@ def execute(
     write("start", **identity, data_hash=data.data_hash(), **_provenance(device), config=run.dump(), cost=cost.dump())
     model = CausalLM.build(run.model, seed=run.seed, device=torch_device(device))
     config = run.train_config(task)
-    wall, cpu = time.monotonic(), time.process_time()
 
     def report(point: StepReport) -> None:
         write("report", step=point.step, loss=point.loss, aux_loss=point.aux_loss, lr=point.lr, seconds=point.seconds)
         on_report(point)
 
     try:
-        train(model, data, config, checkpoint=folder / CHECKPOINT, on_report=report)
+        trained = train(model, data, config, checkpoint=folder / CHECKPOINT, on_report=report)
+        wall, cpu = time.monotonic(), time.process_time()
         metrics = data.evaluate(predictor(model))
         if not math.isfinite(metrics["bits"]):
             raise Diverged(f"the model's answers are not finite after {config.steps} steps")
@@ -76,7 +77,12 @@ def execute(
     metrics |= _per_parameter(metrics, cost.params, cost.active_params)
     metrics["exposures"] = data.exposures(config.steps * config.batch_size)
     save_tensors(model.state_dict(), folder / WEIGHTS)
-    end = write("end", metrics=metrics, wall_seconds=time.monotonic() - wall, cpu_seconds=time.process_time() - cpu)
+    end = write(
+        "end",
+        metrics=metrics,
+        wall_seconds=trained.wall_seconds + time.monotonic() - wall,
+        cpu_seconds=trained.cpu_seconds + time.process_time() - cpu,
+    )
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return end
 

@@ -1,6 +1,6 @@
 """One plain training loop: deterministic from its arguments, resumable, the same on a CPU and a GPU.
 
-A checkpoint is one safetensors file, replaced whole: weights, optimiser state and, in its header, the step. The
+A checkpoint is one safetensors file, replaced whole: weights, optimiser state and, in its header, the progress. The
 batch of a step is a function of the step, so nothing else has to be remembered.
 """
 
@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class StepReport:
-    """One point of the curve: `loss` in nats per answer (auxiliary losses apart), seconds since the loop began."""
+    """One point of the curve: `loss` in nats per answer (auxiliary losses apart), wall seconds of training so far."""
 
     step: int
     steps: int
@@ -44,6 +44,25 @@ class StepReport:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, and what it took: wall and CPU seconds over all sessions of an interrupted run."""
+
+    step: int = 0
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def since(self, began: "Progress", step: int) -> "Progress":
+        """At `step`, when this one was reached before the clocks read `began`."""
+        now = _clocks()
+        wall, cpu = now.wall_seconds - began.wall_seconds, now.cpu_seconds - began.cpu_seconds
+        return Progress(step, self.wall_seconds + wall, self.cpu_seconds + cpu)
+
+
+def _clocks() -> Progress:
+    return Progress(0, time.monotonic(), time.process_time())
+
+
 def train(
     model: CausalLM,
     data: TaskData,
@@ -51,29 +70,30 @@ def train(
     *,
     checkpoint: Path | None = None,
     on_report: Callable[[StepReport], None] = lambda report: None,
-) -> None:
+) -> Progress:
     """Train `model` in place, on the device where it lies, continuing from `checkpoint` when that file exists.
 
     Raises `Diverged` when the loss is not finite: every report (about 40 a run) checks it.
     """
     optimizer = build_optimizer(model, config)
-    start = load_checkpoint(checkpoint, model, optimizer) if checkpoint and checkpoint.exists() else 0
+    before = load_checkpoint(checkpoint, model, optimizer) if checkpoint and checkpoint.exists() else Progress()
     every = max(1, config.steps // CURVE_POINTS)
-    began = saved = time.monotonic()
+    began, saved = _clocks(), time.monotonic()
     model.train()
-    for step in range(start, config.steps):
+    for step in range(before.step, config.steps):
         lr = lr_at(step, config)
         loss, aux_loss = _step(model, optimizer, data.batch(step, config.batch_size), config, lr)
         if step % every == 0 or step == config.steps - 1:
-            now = time.monotonic()
-            report = StepReport(step + 1, config.steps, loss.item(), aux_loss.item(), lr, now - began)
+            done = before.since(began, step + 1)
+            report = StepReport(step + 1, config.steps, loss.item(), aux_loss.item(), lr, done.wall_seconds)
             if not math.isfinite(report.loss):
                 raise Diverged(f"the loss is {report.loss} at step {step + 1} of {config.steps}")
             on_report(report)
-            if checkpoint and now - saved > CHECKPOINT_SECONDS:
-                save_checkpoint(checkpoint, model, optimizer, step + 1)
-                saved = now
+            if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                save_checkpoint(checkpoint, model, optimizer, done)
+                saved = time.monotonic()
     model.eval()
+    return before.since(began, config.steps)
 
 
 def _step(
@@ -115,18 +135,18 @@ def predictor(model: CausalLM) -> Predict:
     return predict
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write weights, optimiser state and step into one file, whole or not at all."""
+def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, done: Progress) -> None:
+    """Write weights, optimiser state and progress into one file, whole or not at all."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    save_tensors(tensors, path, {"step": json.dumps(step)})
+    save_tensors(tensors, path, {"progress": json.dumps(asdict(done))})
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore what `save_checkpoint` wrote; returns how many steps were done."""
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Restore what `save_checkpoint` wrote; returns how far it was."""
     with safe_open(path, "pt") as file:
-        step = int(json.loads(file.metadata()["step"]))
+        done = Progress(**json.loads(file.metadata()["progress"]))
     tensors = load_file(path)
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     model.load_state_dict(weights)
@@ -136,7 +156,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
+    return done
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -10,6 +10,7 @@ import yaml
 from doge_lab.errors import UserError
 
 LARGEST_BYTES = 10_000_000
+MOST_VALUES = 1_000_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,11 +30,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file. Raises `UserError` naming the file and the line."""
     text = _read_text(path)
     try:
-        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+        content = json.loads(text, object_pairs_hook=_unique) if path.suffix == ".json" else yaml.load(text, _Loader)
     except json.JSONDecodeError as error:
         raise UserError(f"not valid JSON at line {error.lineno}: {error.msg}", file=str(path)) from None
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML{_place(error)}", file=str(path)) from None
+    except UserError as error:
+        raise UserError(error.message, file=str(path)) from None
     except ValueError as error:
         raise UserError(f"holds a value that cannot be read: {error}", file=str(path)) from None
     except RecursionError:
@@ -44,6 +47,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise UserError(
             f"the file must hold a mapping such as `model: ...`, not a {type(content).__name__}", file=str(path)
         )
+    if _size(content, {}) > MOST_VALUES:
+        raise UserError(
+            f"aliases in it stand for more than {MOST_VALUES:,} values, which no configuration holds", file=str(path)
+        )
     try:
         return _plain(content)
     except ValueError:
@@ -52,10 +59,30 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise UserError("the names in a mapping must be text", file=str(path)) from None
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, where a key written twice is an error as it is in YAML."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{name!r} is written twice")
+    return dict(pairs)
+
+
 def _plain(content: dict[str, Any]) -> dict[str, Any]:
     """A copy in which nothing is shared and dates are text again. Raises `ValueError` for a circle."""
     copied: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return copied
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """Values in `value` with every alias written out; what is shared is counted once and remembered in `known`."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0  # met again below itself: a circle, which the copy refuses
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _read_text(path: Path) -> str:

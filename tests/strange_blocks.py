@@ -77,6 +77,18 @@ class Dies(Plain):
         return super().forward(x)
 
 
+class LeaksTogether(Plain):
+    """Keeps the contract in either option alone, and reads the next token in both together."""
+
+    class Config(BlockConfig):
+        one: bool = False
+        two: bool = False
+
+    def forward(self, x):
+        leak = 0.1 * (self.config.one and self.config.two)
+        return super().forward(x + leak * x.roll(-1, dims=1))
+
+
 class FailsTheContract(Plain):
     """Reads the next token."""
 

@@ -105,6 +105,11 @@ def test_a_mistake_is_one_line_with_its_place(written, message):
         (b"model: [\n", "not valid YAML at line"),
         (b"seed: 1\nseed: 2\n", "not valid YAML at line 2: 'seed' is written twice"),
         (b"x: !!python/object/apply:os.system ['true']\n", "not valid YAML at line 1"),
+        (
+            b"a: &a [1,2,3,4,5,6,7,8,9,0]\n"
+            + b"".join(b"%c: &%c [%s]\n" % (c + 1, c + 1, b",".join([b"*%c" % c] * 10)) for c in b"abcdef"),
+            "aliases in it stand for more than 1,000,000 values, which no configuration holds",
+        ),
         (b"model: &a [*a]\n", "an alias in the file refers to itself"),
     ],
 )
@@ -116,6 +121,12 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path, content, message):
     assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_written_twice_in_json_is_an_error_too(tmp_path):
+    (tmp_path / "bad.json").write_text('{"seed": 1, "model": {}, "seed": 2}')
+    with pytest.raises(UserError, match=r"bad\.json: 'seed' is written twice"):
+        load(tmp_path / "bad.json")
 
 
 def test_missing_files_and_folders_are_named(tmp_path):

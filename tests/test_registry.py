@@ -25,7 +25,8 @@ def test_listing_and_looking_up_import_one_block_alone():
         "found = {m for m in sys.modules if m.startswith('blocks.') and m.count('.') == 2}; "
         "assert found == {'blocks.state.mlp'}, found"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from tiny_search import search, tiny
 
 from doge_lab import registry
 from doge_lab.errors import UserError
+from doge_lab.files import only_one
+from doge_lab.report.page import page
 from doge_lab.run import read_record
 from doge_lab.search import coordinator
 from doge_lab.search.config import parse_space
@@ -152,6 +154,46 @@ def test_a_leaky_block_never_reaches_a_front(tmp_path, in_process, strange):
     assert {trial.config["model"]["layers"][0]["state"]["type"] for trial in results.trials if trial.config} == {"mlp"}
     left_out = [trial.reason for trial in results.trials if trial.state == "rejected"]
     assert all("left out: block strange:FailsTheContract fails the check" in reason for reason in left_out)
+
+
+def test_a_combination_of_options_is_checked_before_it_is_trained(tmp_path, in_process, strange):
+    both = {name: {"choice": [False, True]} for name in ("one", "two")}
+    results = search(tiny(state=[strange("LeaksTogether", **both)], confirm_seeds=0, trials=24), tmp_path / "out")
+    leaky = [trial for trial in results.trials if list(trial.params.values())[-2:] == [True, True]]
+    assert {trial.state for trial in leaky} == {"failed", "rejected"}
+    assert all("fails the check tokens_independent" in trial.reason for trial in leaky)
+    assert sum(trial.state == "failed" for trial in leaky) == 1
+    assert {trial.state for trial in results.trials if trial not in leaky} == {"complete"}
+
+
+def test_a_search_that_finds_nothing_more_keeps_what_it_has(tmp_path, in_process, monkeypatch):
+    monkeypatch.setattr(coordinator, "REJECTIONS", 8)
+    widths = [{"type": "mlp", "d_hidden": {"int": [1, 9]}}]
+    bounded = tiny(state=widths, trials=99, constraints={"params": {"max": 384}})
+    results = search(bounded, tmp_path, seed=1)
+    assert results.ended_early.startswith("8 candidates in a row were rejected; the last one: outside the constraints")
+    assert 0 < sum(trial.state == "complete" for trial in results.trials) < 99
+    assert not any(trial.state == "running" for trial in results.trials)
+    assert results.front[0].confirmed
+    assert "The search ended early: 8 candidates" in page(results)
+
+
+def test_two_searches_do_not_share_a_folder(tmp_path, in_process):
+    search(tiny(trials=1, confirm_seeds=0), tmp_path)
+    with (
+        only_one(tmp_path, "search"),
+        pytest.raises(UserError, match=r"another search is at work in .+; let it end, or choose another --out"),
+    ):
+        search(tiny(trials=2, confirm_seeds=0), tmp_path, resume=True)
+    assert len(search(tiny(trials=2, confirm_seeds=0), tmp_path, resume=True).trials) == 2
+
+
+def test_a_confirmation_that_fails_says_why(tmp_path, in_process, strange, monkeypatch):
+    monkeypatch.setattr(coordinator, "CONFIRM_SEED", -5)  # no seed: the run is refused
+    (candidate,) = search(tiny(state=["mlp"], trials=1), tmp_path).front
+    assert not candidate.confirmed
+    assert set(candidate.unconfirmed) == {"-5"}
+    assert "Not measured on fresh data from seed -5" in page(read_results(tmp_path))
 
 
 def test_a_known_fault_needs_to_be_allowed(tmp_path, in_process):

@@ -10,7 +10,7 @@ from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
 from doge_lab.optim import TrainConfig, build_optimizer, lr_at
 from doge_lab.run import CHECKPOINT, RECORD, WEIGHTS, execute, read_record
-from doge_lab.train import Diverged, load_checkpoint, predictor, save_checkpoint, train
+from doge_lab.train import Diverged, Progress, load_checkpoint, predictor, save_checkpoint, train
 
 
 @pytest.fixture
@@ -50,8 +50,12 @@ def test_a_resumed_run_ends_at_the_same_weights_to_the_bit(run, tmp_path, monkey
 
     with pytest.raises(KeyboardInterrupt):
         train(model, data, run.train.model_copy(update={"steps": 12}), checkpoint=path, on_report=pull_the_plug)
-    resumed = CausalLM.build(run.model, seed=0)
-    train(resumed, data, run.train.model_copy(update={"steps": 12}), checkpoint=path)
+    resumed, before = CausalLM.build(run.model, seed=0), load_checkpoint(path, model, build_optimizer(model, run.train))
+    assert before.step == 7
+    done = train(resumed, data, run.train.model_copy(update={"steps": 12}), checkpoint=path)
+    assert done.step == 12
+    assert done.wall_seconds > before.wall_seconds > 0  # the first session counts too
+    assert done.cpu_seconds > before.cpu_seconds > 0
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
@@ -59,7 +63,7 @@ def test_a_checkpoint_is_whole_or_absent(run, tmp_path, monkeypatch):
     model = CausalLM.build(run.model)
     optimizer = build_optimizer(model, run.train)
     path = tmp_path / CHECKPOINT
-    save_checkpoint(path, model, optimizer, 3)
+    save_checkpoint(path, model, optimizer, Progress(3, 7.5, 6.5))
 
     def full_disk(tensors, beside, metadata):
         beside.write_bytes(b"half")
@@ -67,8 +71,8 @@ def test_a_checkpoint_is_whole_or_absent(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr("doge_lab.train.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(path, model, optimizer, 4)
-    assert load_checkpoint(path, model, optimizer) == 3
+        save_checkpoint(path, model, optimizer, Progress(4))
+    assert load_checkpoint(path, model, optimizer) == Progress(3, 7.5, 6.5)
 
 
 def test_divergence_is_reported_with_its_step(run, tmp_path):

@@ -7,6 +7,7 @@ import yaml
 
 from doge_lab.search.config import parse_space
 from doge_lab.search.coordinator import Coordinator
+from doge_lab.search.pool import DONE, FAILED
 from doge_lab.search.worker import _work
 
 TINY = Path(__file__).parent.parent / "search_spaces" / "tiny.yaml"
@@ -16,7 +17,7 @@ class InProcess:
     """Stands in for the pool of worker processes where a test is about something else."""
 
     def __init__(self, devices, allow_import=()):
-        self.jobs, self.sent = [], []
+        self.jobs, self.answers = [], []
 
     def __enter__(self):
         return self
@@ -31,9 +32,12 @@ class InProcess:
         self.jobs.append(job)
 
     def wait(self):
-        job, answers = self.jobs.pop(), []
-        _work(json.loads(json.dumps(job)), "cpu", answers_to(answers))
-        return answers[-1]["event"], job, answers[-1]
+        if not self.answers:
+            _work(json.loads(json.dumps(self.jobs[-1])), "cpu", answers_to(self.answers))
+        answer, job = self.answers.pop(0), self.jobs[-1]
+        if answer["event"] in (DONE, FAILED):
+            self.jobs.pop()
+        return answer["event"], job, answer
 
 
 def answers_to(answers):

@@ -59,7 +59,7 @@ def _validate(block: Any, d_model: int, options: dict[str, Any]) -> None:
         except UserError as error:
             raise error.under(block.__name__) from None
         except Exception:
-            pass  # a block that cannot be built is reported by its checks
+            return  # whatever a broken block raises is for its checks to report, by name
 
 
 def _print(row: dict[str, Any]) -> None:

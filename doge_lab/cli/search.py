@@ -107,14 +107,16 @@ def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") 
                     state: sum(trial.state == state for trial in results.trials)
                     for state in ("complete", "rejected", "failed", "running")
                 },
+                "ended_early": results.ended_early,
                 "front": json.loads(written["front.json"].read_text(encoding="utf-8")),
             }
         )
         return
     console = wide_console()
     console.print(front_table(results))
-    if note:
-        console.print(note)
+    ended = f"The search ended early: {results.ended_early}." if results.ended_early else ""
+    for line in filter(None, (note, ended)):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(f"Report: {written['report.html']}", highlight=False, soft_wrap=True)
 
 

@@ -85,7 +85,9 @@ def _objectives(candidate: Candidate, results: Results) -> str:
     said = f"In the search: {_seeds(len(candidate.trials))}."
     if fresh:
         said += f" Test, on fresh data: {_seeds(len(candidate.confirmed))}."
-    return f'{table}<p class="small">{said}</p>'
+    failed = [f"Not measured on fresh data from seed {seed}: {why}." for seed, why in candidate.unconfirmed.items()]
+    faults = "".join(f'<p class="fault">{escaped(line)}</p>' for line in failed)
+    return f'{table}<p class="small">{said}</p>{faults}'
 
 
 def _seeds(count: int) -> str:

@@ -41,6 +41,11 @@ def page(results: Results) -> str:
 
 
 def _summary(results: Results) -> str:
+    early = f" The search ended early: {escaped(results.ended_early)}." if results.ended_early else ""
+    return _reached(results) + early
+
+
+def _reached(results: Results) -> str:
     names = [_heading(name, results) for name in results.objectives]
     if not results.front:
         return f"No trial is complete yet. Objectives: {' · '.join(names)}."

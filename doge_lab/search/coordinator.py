@@ -7,7 +7,7 @@ again on resume, under its own number.
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from optuna.trial import Trial as OptunaTrial
 
 from doge_lab.config import RunConfig, fingerprint
 from doge_lab.errors import UserError
+from doge_lab.files import only_one
 from doge_lab.objective import Measured
 from doge_lab.search.config import Space
 from doge_lab.search.front import Results
-from doge_lab.search.pool import DIED, DONE, FAILED, REPORT, Pool
+from doge_lab.search.pool import DIED, DONE, EXAMINED, FAILED, REPORT, Pool
 from doge_lab.search.screening import Rejected, screen
 from doge_lab.search.space import Draw, Hole, Scalar, fill
-from doge_lab.search.study import Confirmed, open_study, refuse_mixing, results_of, writing_to
+from doge_lab.search.study import Confirmed, Unconfirmed, open_study, refuse_mixing, results_of, writing_to
 from doge_lab.search.vetting import Vetting
 
 RUNS = "runs"
@@ -59,16 +60,22 @@ class Coordinator:
         """Search, confirm the front, and return what a report needs. Raises `UserError` when nothing can be trained."""
         refuse_mixing(self.directory, resume=self.resume)
         self.attempts: Counter[tuple[str, int]] = Counter()
+        self.rejected_in_a_row = 0
         self.vetting = Vetting(self.space, skip_failing=self.skip_failing)
         with writing_to(self.directory), Pool(self.devices, self.allow_import) as pool:
             self._work_through(pool, deque(self.vetting.jobs()), self.vetting.keep)
-            self.study, self.storage = open_study(self.directory, self.space, seed=self.seed)
-            self.study_id = self.storage.get_study_id_from_name(self.study.study_name)
-            self.phase = "search"
-            self._search(pool, deque(self._left_running()))
-            self.phase = "confirm"
-            self._confirm(pool)
+            with only_one(self.directory, "search"):
+                self._study(pool)
         return self.results()
+
+    def _study(self, pool: Pool) -> None:
+        self.study, self.storage = open_study(self.directory, self.space, seed=self.seed)
+        self.study_id = self.storage.get_study_id_from_name(self.study.study_name)
+        self.study.set_user_attr("ended_early", "")
+        self.phase = "search"
+        self._search(pool, deque(self._left_running()))
+        self.phase = "confirm"
+        self._confirm(pool)
 
     def results(self) -> Results:
         """What was found so far; not before the blocks were checked."""
@@ -94,17 +101,25 @@ class Coordinator:
     def _search(self, pool: Pool, left_running: deque[dict[str, Any]]) -> None:
         while True:
             while pool.idle and self.trained + len(pool.running) < self.space.search.trials:
-                pool.submit(left_running.popleft() if left_running else self._next_job())
+                job = left_running.popleft() if left_running else self._next_job()
+                if job is None:
+                    break
+                pool.submit(job)
                 self.on_change(self)
             if not pool.running:
-                return
+                break
             self._handle(pool, self._tell)
+        reason = self.study.user_attrs["ended_early"]
+        if reason and not self.trained:
+            raise UserError(reason, "search")
 
     def _handle(self, pool: Pool, tell: Callable[[Mapping[str, Any], dict[str, Any]], None]) -> None:
         """Wait for one event of the pool and act on it."""
         event, job, content = pool.wait()
         number = job.get("job", -1)
-        if event == REPORT:
+        if event == EXAMINED:
+            self.vetting.note(content)
+        elif event == REPORT:
             self.notes[number] = f"{content['task']} {content['step']}/{content['steps']}"
         elif event == DIED and job:
             self.attempts[self.phase, number] += 1
@@ -128,21 +143,26 @@ class Coordinator:
         self._set(trial, "seconds", measured.seconds)
         self.study.tell(trial.number, [measured.value(name) for name in self.space.search.objectives])
 
-    def _next_job(self) -> dict[str, Any]:
-        """Ask until a candidate is admissible; the others are rejected without training."""
-        reason = ""
-        for _ in range(REJECTIONS):
+    def _next_job(self) -> dict[str, Any] | None:
+        """Ask until a candidate is admissible; the others are rejected untrained. None when none seems left."""
+        if self.rejected_in_a_row >= REJECTIONS:
+            return None
+        while self.rejected_in_a_row < REJECTIONS:
             trial = self.study.ask()
+            drawn = fill(self.space.run, _drawn_by(trial))
             try:
-                run, cost = screen(self.space, fill(self.space.run, _drawn_by(trial)), self.vetting.left_out)
+                run, cost = screen(self.space, drawn, self.vetting)
             except Rejected as rejected:
-                reason = str(rejected)
+                self.rejected_in_a_row += 1
                 self.changes += 1
                 self._reject(trial, rejected)
+                reason = f"{REJECTIONS} candidates in a row were rejected; the last one: {rejected}"
                 continue
+            self.rejected_in_a_row = 0
             self._set(trial, "cost", cost.dump())
             return self._admit(trial, run)
-        raise UserError(f"{REJECTIONS} candidates in a row were rejected; the last one: {reason}", "search")
+        self.study.set_user_attr("ended_early", reason)
+        return None
 
     def _reject(self, trial: OptunaTrial, rejected: Rejected) -> None:
         if rejected.cost:
@@ -164,7 +184,13 @@ class Coordinator:
         run = run.model_copy(update={"seed": fresh})
         for name, value in {"candidate": candidate, "run_seed": run.seed, "config": run.dump()}.items():
             self._set(trial, name, value)
-        return self._job(trial.number, run.dump(), "validation")
+        return self._trial_job(trial, run.dump())
+
+    def _trial_job(self, trial: OptunaTrial | FrozenTrial, run: Mapping[str, Any]) -> dict[str, Any]:
+        drawn = fill(self.space.run, lambda name, hole: trial.params[name])
+        suspects = [asdict(suspect) for suspect in self.vetting.unexamined(drawn)]
+        job = self._job(trial.number, run, "validation")
+        return {**job, "suspects": suspects, "allow_faults": self.space.search.allow_faults}
 
     def _job(self, number: int, run: Mapping[str, Any], scored_on: str) -> dict[str, Any]:
         return {"job": number, "run": run, "folder": str(self.directory / RUNS), "scored_on": scored_on}
@@ -185,18 +211,22 @@ class Coordinator:
         """Jobs of a coordinator that died; what died before it was screened is closed."""
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
             if "config" in trial.user_attrs:
-                yield self._job(trial.number, trial.user_attrs["config"], "validation")
+                yield self._trial_job(trial, trial.user_attrs["config"])
             else:
                 self._end(trial, TrialState.FAIL, "the search ended before this candidate was screened")
 
     def _confirm(self, pool: Pool) -> None:
         """Train the front again on fresh test data, from other seeds: what was chosen is not what is reported."""
         confirmed: Confirmed = self.study.user_attrs["confirmed"]
+        unconfirmed: Unconfirmed = {}
         jobs = deque(self._confirmation_jobs(confirmed))
 
         def keep(job: Mapping[str, Any], content: Mapping[str, Any]) -> None:
             measured = Measured(content.get("metrics", {}), self._trial(job["trial"]).user_attrs["cost"], 0.0)
-            if content["event"] == DONE:
+            if content["event"] == FAILED:
+                unconfirmed.setdefault(job["candidate"], {})[str(job["run"]["seed"])] = content["reason"]
+                self.study.set_user_attr("unconfirmed", unconfirmed)
+            else:
                 values = {name: measured.value(name) for name in self.space.search.objectives}
                 confirmed.setdefault(job["candidate"], {})[str(job["run"]["seed"])] = values
                 self.study.set_user_attr("confirmed", confirmed)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, Literal
 
 Direction = Literal["minimize", "maximize"]
@@ -47,11 +48,13 @@ class Candidate:
     """The complete trials of one configuration.
 
     confirmed: the values measured on fresh test data, one mapping per seed; confirmed_seeds: those seeds.
+    unconfirmed: why a seed could not be measured there, by seed.
     """
 
     trials: tuple[Trial, ...]
     confirmed: tuple[Mapping[str, float], ...] = ()
     confirmed_seeds: tuple[int, ...] = ()
+    unconfirmed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -64,8 +67,12 @@ class Candidate:
         return {name: fmean(trial.values[name] for trial in self.trials) for name in self.trials[0].values}
 
 
-def candidates(trials: Sequence[Trial], confirmed: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Candidate]:
-    """Group the complete trials; `confirmed` maps a fingerprint to its values on test data, by seed."""
+def candidates(
+    trials: Sequence[Trial],
+    confirmed: Mapping[str, Mapping[str, Mapping[str, float]]],
+    unconfirmed: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> list[Candidate]:
+    """Group the complete trials; a fingerprint has values on test data, or a reason why not, by seed."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.state == "complete":
@@ -73,7 +80,8 @@ def candidates(trials: Sequence[Trial], confirmed: Mapping[str, Mapping[str, Map
     found = []
     for name, group in groups.items():
         by_seed = confirmed.get(name, {})
-        found.append(Candidate(tuple(group), tuple(by_seed.values()), tuple(int(seed) for seed in by_seed)))
+        failed = {seed: reason for seed, reason in unconfirmed.get(name, {}).items() if seed not in by_seed}
+        found.append(Candidate(tuple(group), tuple(by_seed.values()), tuple(int(seed) for seed in by_seed), failed))
     return found
 
 
@@ -104,6 +112,7 @@ class Results:
     objectives: name (`cache_bytes`, `capacity.bits`, ...) -> direction, in the order of the space file.
     reference: the hypervolume's reference point: zero bits, the bytes of the costliest admissible candidate.
     context: tokens at which cache bytes are counted.
+    ended_early: why the search stopped before it had trained all its trials; empty when it did.
     """
 
     name: str
@@ -116,3 +125,4 @@ class Results:
     trials: tuple[Trial, ...]
     candidates: tuple[Candidate, ...]
     front: tuple[Candidate, ...]
+    ended_early: str = ""

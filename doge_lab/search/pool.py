@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from doge_lab.errors import UserError
 
-READY, REPORT, DONE, FAILED, DIED = "ready", "report", "done", "failed", "died"
+READY, REPORT, EXAMINED, DONE, FAILED, DIED = "ready", "report", "examined", "done", "failed", "died"
 
 
 class _Worker:

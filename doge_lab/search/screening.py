@@ -8,6 +8,7 @@ from doge_lab.config import RunConfig
 from doge_lab.cost import Cost
 from doge_lab.errors import UserError
 from doge_lab.search.config import Space
+from doge_lab.search.vetting import Vetting
 
 
 class Rejected(Exception):
@@ -19,14 +20,15 @@ class Rejected(Exception):
         self.cost = cost
 
 
-def screen(space: Space, drawn: Mapping[str, Any], left_out: Mapping[str, str]) -> tuple[RunConfig, Cost]:
-    """The resolved run and its cost. `left_out` maps a block to the reason why it is not searched over."""
+def screen(space: Space, drawn: Mapping[str, Any], vetting: Vetting) -> tuple[RunConfig, Cost]:
+    """The resolved run and its cost. Raises `Rejected`, also for a block that `vetting` knows to fail."""
     try:
         written = config.parse({**drawn, "name": space.name})
         for layer in written.model.layers:
             for ref in (layer.sequence, layer.state):
-                if ref.type in left_out:
-                    raise Rejected(f"left out: {left_out[ref.type]}", {"contract": 1.0})
+                if ref.type in vetting.left_out:
+                    raise Rejected(f"left out: {vetting.left_out[ref.type]}", {"contract": 1.0})
+        vetting.unexamined(drawn)
         run = written.resolved()
         cost = run.cost()
     except UserError as error:

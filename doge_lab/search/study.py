@@ -31,6 +31,10 @@ Confirmed = dict[str, dict[str, dict[str, float]]]
 """Fingerprint -> seed -> objective -> value on fresh test data."""
 
 
+Unconfirmed = dict[str, dict[str, str]]
+"""Fingerprint -> seed -> why its confirmation failed."""
+
+
 def refuse_mixing(directory: Path, *, resume: bool) -> None:
     """Raise `UserError` when a new search would fall into an old one's folder, or there is none to resume."""
     exists = (directory / STUDY).exists()
@@ -130,7 +134,7 @@ def results_of(study: Study, space: Space, directory: Path) -> Results:
     """The results so far of an open study."""
     trials = tuple(_read_trial(trial, space.search) for trial in study.get_trials(deepcopy=False))
     confirmed: Confirmed = study.user_attrs["confirmed"]
-    everyone = candidates(trials, confirmed)
+    everyone = candidates(trials, confirmed, study.user_attrs.get("unconfirmed", {}))
     return Results(
         name=space.name,
         directory=str(directory),
@@ -142,6 +146,7 @@ def results_of(study: Study, space: Space, directory: Path) -> Results:
         trials=trials,
         candidates=tuple(everyone),
         front=tuple(front(everyone, space.search.objectives)),
+        ended_early=study.user_attrs.get("ended_early", ""),
     )
 
 

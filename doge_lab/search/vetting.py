@@ -1,6 +1,7 @@
 """No block enters a search before it has passed the contract, in every option that the space can sample.
 
-Options are varied one at a time and numbers taken at both ends of their range (`space.alternatives`).
+Before the first trial options are varied one at a time and numbers taken at both ends of their range
+(`space.alternatives`); a combination that was not among those is examined before its first candidate is trained.
 
 A leak wins every naive search, so this cannot be switched off. What passed is remembered, by the block's source, the
 contract's own source and the options, so that the next search over the same blocks starts at once.
@@ -11,13 +12,14 @@ import hashlib
 import inspect
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from doge_lab import config, registry
-from doge_lab.block import Kind
+from doge_lab.block import Block, Kind
 from doge_lab.errors import UserError
 from doge_lab.files import write_text_atomically
 from doge_lab.search.config import Space
@@ -49,6 +51,8 @@ class Vetting:
         self.suspects = suspects(space)
         self.left_out: dict[str, str] = {}
         """Name of a block that failed, where `skip_failing` leaves it out -> its first failed check."""
+        self.verdicts: dict[Suspect, str] = {}
+        """What was examined -> its first failed check, empty when it passed."""
 
     def jobs(self) -> Iterator[dict[str, Any]]:
         """A job for each suspect that was not examined before. Raises `UserError` like `keep`."""
@@ -69,28 +73,60 @@ class Vetting:
             self._judge(suspect, [{"name": "builds", "status": FAILED, "message": answer["reason"]}])
 
     def _judge(self, suspect: Suspect, results: Sequence[Mapping[str, Any]]) -> None:
-        for result in results:
-            known = result["status"] == KNOWN_FAULT
-            if known and self.allow_faults:
-                continue
-            said = f"block {suspect} fails the check {result['name']}: {result['message']}"
-            if self.skip_failing:
-                self.left_out.setdefault(suspect.type, said)
-            elif known:
-                raise UserError(f"{said}. It is a known fault of a published form; say search.allow_faults: true")
-            else:
-                raise UserError(f"{said}. Mend it, or say --skip-failing to search without it")
+        said = self.verdicts[suspect] = verdict(suspect, results, allow_faults=self.allow_faults)
+        if not said:
+            return
+        if self.skip_failing:
+            self.left_out.setdefault(suspect.type, said)
+        elif all(result["status"] == KNOWN_FAULT for result in results):
+            raise UserError(f"{said}. It is a known fault of a published form; say search.allow_faults: true")
+        else:
+            raise UserError(f"{said}. Mend it, or say --skip-failing to search without it")
+
+    def unexamined(self, drawn: Any) -> list[Suspect]:
+        """The suspects of one filled space in combinations of options that nobody has looked at.
+
+        Raises `UserError` when one is known to fail.
+        """
+        found = []
+        for suspect in suspects_of(drawn):
+            if suspect not in self.verdicts and (results := remembered(suspect)) is not None:
+                self.verdicts[suspect] = verdict(suspect, results, allow_faults=self.allow_faults)
+            said = self.verdicts.get(suspect)
+            if said:
+                raise UserError(said)
+            if said is None:
+                found.append(suspect)
+        return found
+
+    def note(self, answer: Mapping[str, Any]) -> None:
+        """Keep what a worker found before it trained a candidate; a failure there fails that trial alone."""
+        suspect = Suspect(**answer["suspect"])
+        remember(suspect, answer["results"])
+        self.verdicts[suspect] = verdict(suspect, answer["results"], allow_faults=self.allow_faults)
+
+
+def verdict(suspect: Suspect, results: Sequence[Mapping[str, Any]], *, allow_faults: bool) -> str:
+    """The first failed check in words; empty when the block may be searched over."""
+    for result in results:
+        if not (result["status"] == KNOWN_FAULT and allow_faults):
+            return f"block {suspect} fails the check {result['name']}: {result['message']}"
+    return ""
 
 
 def suspects(space: Space) -> list[Suspect]:
     """Every block of the space, in every option that differs, each once."""
+    return list(dict.fromkeys(suspect for filled in alternatives(space.run) for suspect in suspects_of(filled)))
+
+
+def suspects_of(drawn: Any) -> list[Suspect]:
+    """The blocks of one filled space, each once."""
     found: dict[Suspect, None] = {}
-    for filled in alternatives(space.run):
-        model = config.parse(filled).model
-        for layer in model.layers:
-            for ref in (layer.sequence, layer.state):
-                written = ref.options.model_dump(mode="json", exclude_defaults=True)
-                found[Suspect(ref.kind, ref.type, json.dumps(written, sort_keys=True), model.d_model)] = None
+    model = config.parse(drawn).model
+    for layer in model.layers:
+        for ref in (layer.sequence, layer.state):
+            written = ref.options.model_dump(mode="json", exclude_defaults=True)
+            found[Suspect(ref.kind, ref.type, json.dumps(written, sort_keys=True), model.d_model)] = None
     return list(found)
 
 
@@ -133,15 +169,24 @@ def _cache_folder() -> Path:
 
 
 def _digest(suspect: Suspect) -> str:
-    """Names the block's own file, what it and the checks use of the lab, torch's version, and the options."""
+    """Names the block's source, what it and the checks use of the lab, torch's version, and the options."""
     import torch
 
     digest = hashlib.sha256(f"{suspect} {suspect.d_model} {suspect.kind} {torch.__version__}".encode())
     lab = Path(registry.__file__).parent
-    shared = [lab / "block.py", lab / "cache.py", lab / "model.py"]
+    shared = [lab / f"{name}.py" for name in ("block", "cache", "errors", "model", "strict")]
     for folder in ("layers", "testing"):
         shared += sorted((lab / folder).glob("*.py"))
-    block = inspect.getsourcefile(registry.get(suspect.kind, suspect.type))
-    for file in (*shared, *([Path(block)] if block else [])):
+    for file in (*shared, *_source(registry.get(suspect.kind, suspect.type))):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:32]
+
+
+def _source(block: type[Block]) -> list[Path]:
+    """The block's own file; of a package that is not ours every file, for a block may lean on its neighbours."""
+    file = inspect.getsourcefile(block)
+    top = block.__module__.partition(".")[0]
+    folder = getattr(sys.modules.get(top), "__path__", None)
+    if folder and top != "blocks":
+        return sorted(source for place in folder for source in Path(place).rglob("*.py"))
+    return [Path(file)] if file else []

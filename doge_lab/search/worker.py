@@ -4,6 +4,9 @@
     answer  {"event": "report", "job": 7, "task": "recall", "step": 120, "steps": 300}
             {"event": "done", "job": 7, "metrics": {...}, "seconds": 8.1}                  or "results" of the checks
             {"event": "failed", "job": 7, "reason": "..."}
+            {"event": "examined", "job": 7, "suspect": {...}, "results": [...]}
+
+A job that trains may name `suspects`: they are examined first, and one that fails fails the job.
 
 Text only: nothing is pickled. The worker ends when its input does, so it never outlives the coordinator. What a
 block prints goes to standard error.
@@ -24,7 +27,7 @@ import torch
 
 from doge_lab import config, registry
 from doge_lab.objective import evaluate
-from doge_lab.search.vetting import Suspect, examine
+from doge_lab.search.vetting import Suspect, examine, verdict
 from doge_lab.train import Diverged, StepReport
 
 
@@ -64,6 +67,9 @@ def _train(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
         _answer(answers, event="report", job=number, task=task, step=point.step, steps=point.steps)
 
     try:
+        if said := _examine_first(job, answers):
+            _answer(answers, event="failed", job=number, reason=said)
+            return
         run = config.parse(job["run"])
         reports = {task.label: partial(report, task=task.label) for task in run.tasks}
         measured = evaluate(run, folder, scored_on=job["scored_on"], device=device, on_report=reports)
@@ -75,6 +81,17 @@ def _train(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
         _answer(answers, event="failed", job=number, reason=_one_line(error))
     else:
         _answer(answers, event="done", job=number, metrics=measured.metrics, seconds=measured.seconds)
+
+
+def _examine_first(job: Mapping[str, Any], answers: TextIO) -> str:
+    """The first failed check of the job's suspects; empty when all may be trained."""
+    for written in job.get("suspects", ()):
+        suspect = Suspect(**written)
+        results = examine(suspect)
+        _answer(answers, event="examined", job=job["job"], suspect=written, results=results)
+        if said := verdict(suspect, results, allow_faults=job["allow_faults"]):
+            return said
+    return ""
 
 
 def _one_line(error: Exception) -> str:
