@@ -56,6 +56,9 @@ def test_blocks_json(capsys):
         assert set(block) >= {"name", "kind", "summary", "source"}
         assert block["kind"] in ("sequence", "state")
     assert all(block["kind"] == "state" for block in answer(capsys, "blocks", "--kind", "state", "--json"))
+    (moe,) = [block for block in answer(capsys, "blocks", "--options", "--json") if block["name"] == "moe"]
+    assert {"name": "n_experts", "default": 8, "description": "Experts to choose from."} in moe["options"]
+    assert moe["width_option"] == "d_expert"
 
 
 def test_describe_measures_what_it_declares(capsys, model_file):

@@ -26,3 +26,17 @@ def test_chunks_are_the_recurrence(tokens, heads_of_keys, strength):
         torch.testing.assert_close(ours, definition, rtol=1e-4, atol=1e-4)
     assert torch.equal(recurrent(*leaves[:4], None)[1], recurrent(*leaves[:4], torch.zeros_like(state))[1])
     torch.testing.assert_close(chunked(*leaves[:4], None)[1], chunked(*leaves[:4], torch.zeros_like(state))[1])
+
+
+@pytest.mark.parametrize("spread", [1.0, 5.0])
+def test_weak_gates_beside_strong_ones_keep_their_precision(spread):
+    make = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 70, 3, 4, generator=make) for _ in range(3))
+    log_decay = -(spread * torch.randn(2, 70, 3, generator=make)).exp()
+    results = []
+    for form, dtype in ((chunked, torch.float32), (recurrent, torch.float64)):
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in (q, k, v, log_decay)]
+        o, last = form(*leaves, None)
+        results.append([o, last, *torch.autograd.grad(o.square().sum() + last.square().sum(), leaves)])
+    for ours, definition in zip(*results, strict=True):
+        assert (ours - definition).abs().max() < 1e-5 * definition.abs().max()

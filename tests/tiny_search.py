@@ -50,10 +50,15 @@ def answers_to(answers):
 
 def tiny(state=("mlp", "none"), **search):
     written = yaml.safe_load(TINY.read_text())
-    written["model"]["layers"] = [{"sequence": "none", "state": {"choice": list(state)}}]
+    written["model"]["layers"] = [{"sequence": "none", "state": {"choice": [plain(block) for block in state]}}]
     written["tasks"] = written["tasks"][:1]
     objectives = {"cache_bytes": "minimize", "capacity.bits": "maximize"}
     return {**written, "search": {"objectives": objectives, "sampler": "random", "trials": 4, **search}}
+
+
+def plain(block):
+    """A block with its defaults: a bare name would bring its own search space."""
+    return {"type": block} if isinstance(block, str) and block != "none" else block
 
 
 def search(written, out, **options):

@@ -10,7 +10,8 @@ Source: Yang et al. 2023, https://arxiv.org/abs/2312.06635
 Shape letters: B batch row, T new token, D d_model, H head, K key channel, V value channel.
 """
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -27,6 +28,11 @@ from doge_lab.layers.masks import new_real_tokens
 
 class GatedLinearAttention(SequenceBlock):
     """Linear attention with data-dependent decay: a state of fixed size instead of keys and values."""
+
+    search_space: ClassVar[Mapping[str, Any]] = {
+        "n_heads": {"choice": [1, 2, 4]},
+        "expand_k": {"choice": [0.25, 0.5, 1.0]},
+    }
 
     class Config(BlockConfig):
         n_heads: PositiveInt = 4

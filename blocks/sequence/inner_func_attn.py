@@ -14,7 +14,7 @@ J pick of a token (H_v k of them), R retrieval width, P masked position.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -31,6 +31,13 @@ from doge_lab.layers.rotary import rotate
 
 class InnerFuncAttn(SequenceBlock):
     """Attention over tokens scaled by retrieved inner values, with a mask over key positions."""
+
+    search_space: ClassVar[Mapping[str, Any]] = {
+        "n_inner_values": {"choice": [4, 16, 64]},
+        "n_inner_value_per_head": {"choice": [1, 2, 4]},
+        "mask": {"choice": ["none", "learned"]},
+        "cache": {"choice": ["kv", "hidden"]},
+    }
 
     class Config(BlockConfig):
         n_heads: PositiveInt = 4

@@ -8,7 +8,8 @@ Source: Amini et al. 2025, https://arxiv.org/abs/2511.23404
 Shape letters: B batch row, T new token, D d_model.
 """
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from doge_lab.layers.short_conv import CausalConv
 
 class ShortConv(SequenceBlock):
     """A local shift: what a layer of recall needs before it, for a cache of a few tokens."""
+
+    search_space: ClassVar[Mapping[str, Any]] = {"kernel_size": {"int": [2, 8]}, "gate": {"choice": [True, False]}}
 
     class Config(BlockConfig):
         kernel_size: Annotated[int, Field(ge=2)] = 3

@@ -19,7 +19,7 @@ Shape letters: N token, H head, K pick, P pair of halves (2), M key of a half (n
 
 from collections.abc import Mapping
 from math import isqrt
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import einx
 import torch
@@ -40,6 +40,12 @@ class CDMoE(StateBlock):
     """A shared perceptron (the cross domain) and private experts of one neuron each, retrieved by product keys."""
 
     width_option = "d_cross_domain"
+    search_space: ClassVar[Mapping[str, Any]] = {
+        "n_experts": {"choice": [16, 64, 256, 1024]},
+        "n_experts_heads": {"choice": [1, 2, 4]},
+        "n_experts_per_head": {"choice": [2, 4, 8]},
+        "form": {"choice": ["parallel", "serial"]},
+    }
 
     class Config(BlockConfig):
         act_fn: Activation = "silu"

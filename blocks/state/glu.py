@@ -5,7 +5,8 @@
 Source: Shazeer 2020, https://arxiv.org/abs/2002.05202
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ class GLU(StateBlock):
     """Three linear maps, one of them a gate: SwiGLU with `silu`, GEGLU with `gelu`, ReGLU with `relu`."""
 
     width_option = "d_hidden"
+    search_space: ClassVar[Mapping[str, Any]] = {"activation": {"choice": ["silu", "gelu", "relu2"]}}
 
     class Config(BlockConfig):
         d_hidden: PositiveInt | None = None

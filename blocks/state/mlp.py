@@ -5,7 +5,8 @@
 Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762 ; squared ReLU: So et al. 2021, https://arxiv.org/abs/2109.08668
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ class MLP(StateBlock):
     """Two linear maps with an activation between them."""
 
     width_option = "d_hidden"
+    search_space: ClassVar[Mapping[str, Any]] = {"activation": {"choice": ["gelu", "silu", "relu2"]}}
 
     class Config(BlockConfig):
         d_hidden: PositiveInt | None = None

@@ -13,27 +13,31 @@ Dai et al. 2024, https://arxiv.org/abs/2401.06066
 Shape letters: N token, K pick, E expert, F d_expert, D d_model.
 """
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from doge_lab.block import BlockConfig, RouterStats, Routing, StateBlock
 from doge_lab.errors import UserError
 from doge_lab.layers.activations import Activation, activation
-from doge_lab.layers.feed_forward import FeedForward
-from doge_lab.layers.init import init_linear, init_weight
+from doge_lab.layers.expert_mlps import ExpertMLPs, expert_tables
+from doge_lab.layers.feed_forward import FeedForward, FeedForwardForm
+from doge_lab.layers.init import init_linear
 from doge_lab.layers.routing import Normalisation, balance_loss, check_normalisation, count_picks, route_weights
-
-_DENSE_WORK = 4_000_000
-"""Multiply-adds of one expert over all tokens below which running every expert costs less than sorting tokens."""
 
 
 class MoE(StateBlock):
     """Token-choice top-k experts, without a capacity limit: no token is ever dropped."""
 
     width_option = "d_expert"
+    search_space: ClassVar[Mapping[str, Any]] = {
+        "n_experts": {"choice": [4, 8, 16, 32]},
+        "top_k": {"choice": [1, 2, 4]},
+        "normalisation": {"choice": ["softmax_all", "sigmoid"]},
+        "n_shared_experts": {"choice": [0, 1]},
+    }
 
     class Config(BlockConfig):
         n_experts: PositiveInt = 8
@@ -44,7 +48,7 @@ class MoE(StateBlock):
         """Hidden width of one expert; when left out, the chosen ones together are as wide as a dense block."""
         n_shared_experts: NonNegativeInt = 0
         """Experts that every token passes besides, as one perceptron of n_shared_experts * d_expert."""
-        expert: Literal["glu", "mlp"] = "glu"
+        expert: FeedForwardForm = "glu"
         """What an expert is."""
         activation: Activation = "silu"
         """The function inside an expert."""
@@ -69,10 +73,7 @@ class MoE(StateBlock):
         d_expert = c.d_expert or max(1, round(dense / c.top_k))
         self.act = activation(c.activation)
         self.router = nn.Linear(d_model, c.n_experts, bias=False)
-        # Rows are hidden units in all three, so that the experts side by side are one wide perceptron.
-        self.gate = nn.Parameter(torch.empty(c.n_experts, d_expert, d_model)) if c.expert == "glu" else None
-        self.up = nn.Parameter(torch.empty(c.n_experts, d_expert, d_model))
-        self.down = nn.Parameter(torch.empty(c.n_experts, d_expert, d_model))
+        self.gate, self.up, self.down = expert_tables(c.n_experts, d_expert, d_model, c.expert)
         self.shared = None
         if c.n_shared_experts:
             self.shared = FeedForward(d_model, c.n_shared_experts * d_expert, form=c.expert, act=c.activation)
@@ -80,18 +81,16 @@ class MoE(StateBlock):
 
     def reset_parameters(self) -> None:
         init_linear(self.router)
-        for weight in (self.gate, self.up):
-            if weight is not None:
-                init_weight(weight, self.d_model)
-        init_weight(self.down, self.down.shape[1], self.output_scale)
+        self._experts.init(self.output_scale)
         if self.shared is not None:
             self.shared.init(self.output_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         logits, chosen, weights = self._route(tokens)
-        experts = self._every_expert if self._computes_every_expert(len(tokens)) else self._chosen_experts
-        y = experts(tokens, weights, chosen)
+        experts = self._experts
+        compute = experts.every_chosen if self._computes_every_expert(len(tokens)) else experts.chosen
+        y = compute(tokens, chosen, weights)
         if self.shared is not None:
             y = y + self.shared(tokens)
         self.router_stats = self._report(logits, chosen)
@@ -108,36 +107,12 @@ class MoE(StateBlock):
         logits, chosen, weights = self._route(x.flatten(0, -2))
         return Routing(logits.t(), chosen.t(), weights.t(), self.config.normalisation)
 
+    @property
+    def _experts(self) -> ExpertMLPs:
+        return ExpertMLPs(self.gate, self.up, self.down, self.act)
+
     def _computes_every_expert(self, n_tokens: int) -> bool:
-        """True where the experts not chosen cost less than sorting tokens by expert."""
-        if torch.compiler.is_compiling():
-            return True  # how many tokens an expert gets is data, which no captured graph can depend on
-        n_experts, d_expert, d_model = self.up.shape
-        return n_tokens * self.config.top_k >= n_experts and n_tokens * d_expert * d_model <= _DENSE_WORK
-
-    def _every_expert(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """All experts side by side as one wide perceptron, whose hidden units are weighted by expert."""
-        n_experts, d_expert, _ = self.up.shape
-        weight_of = weights.new_zeros(n_experts, len(x)).scatter(0, chosen, weights)  # [E, N]
-        gate = None if self.gate is None else self.gate.flatten(0, 1)
-        hidden = self._hidden(x.t(), self.up.flatten(0, 1), gate)  # [E F, N]
-        hidden = hidden.view(n_experts, d_expert, -1) * weight_of[:, None]
-        return hidden.flatten(0, 1).t() @ self.down.flatten(0, 1)
-
-    def _chosen_experts(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """Each expert on the tokens that chose it, one after the other."""
-        order = chosen.flatten().argsort(stable=True)
-        token = order % len(x)
-        load = count_picks(chosen, len(self.up)).tolist()
-        gates = [None] * len(self.up) if self.gate is None else self.gate.unbind()
-        experts = zip(x[token].split(load), self.up.unbind(), gates, self.down.unbind(), strict=True)
-        outputs = [self._hidden(part.t(), up, gate).t() @ down for part, up, gate, down in experts if len(part)]
-        weighted = torch.cat(outputs) * weights.flatten()[order, None]
-        return weighted.new_zeros(x.shape).index_add(0, token, weighted)
-
-    def _hidden(self, x: Tensor, up: Tensor, gate: Tensor | None) -> Tensor:
-        """Hidden units [F, N] of the tokens `x` [D, N]."""
-        return self.act(up @ x) if gate is None else self.act(gate @ x) * (up @ x)
+        return self._experts.favours_every(n_tokens, self.config.top_k)
 
     def _report(self, logits: Tensor, chosen: Tensor) -> RouterStats:
         """What the forward pass chose; a loss whose weight is 0 is not computed and reads 0."""
@@ -155,5 +130,5 @@ class MoE(StateBlock):
         return 2 * self.active_params()
 
     def active_params(self) -> int:
-        experts = sum(weight.numel() for weight in (self.gate, self.up, self.down) if weight is not None)
+        experts = self._experts.numel()
         return self.num_params() - experts + experts * self.config.top_k // self.config.n_experts

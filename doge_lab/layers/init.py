@@ -1,5 +1,8 @@
 """Initialisers."""
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 
@@ -13,3 +16,13 @@ def init_linear(linear: nn.Linear, scale: float = 1.0) -> None:
 def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
     std = scale * fan_in**-0.5
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def init_step_size(bias: Tensor, smallest: float = 1e-3, largest: float = 0.1) -> None:
+    """Such that the step size Δ = softplus(bias) of a state-space model starts log-uniform between the two.
+
+    Source: Gu & Dao 2023, section 3.6, https://arxiv.org/abs/2312.00752
+    """
+    with torch.no_grad():
+        bias.uniform_(math.log(smallest), math.log(largest)).exp_()
+        bias.add_(torch.log(-torch.expm1(-bias)))  # the inverse of softplus

@@ -19,7 +19,10 @@ _CHUNK = 64
 
 
 def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The definition: q, k [B, T, G, K], v [B, T, H, V], log_decay [B, T, H] -> outputs like v, state [B, H, K, V]."""
+    """The definition: q, k [B, T, G, K], v [B, T, H, V], log_decay [B, T, H] -> outputs like v, state [B, H, K, V].
+
+    `log_decay` may have one row for all, and one head for all.
+    """
     if state is None:
         state = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1])
     decay, outputs = log_decay.exp(), []
@@ -40,20 +43,22 @@ def chunked(
         q, k, v = (F.pad(heads, (0, 0, 0, 0, 0, padding)) for heads in (q, k, v))
         log_decay = F.pad(log_decay, (0, 0, 0, padding))
     q, k, v = (heads.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2, 4) for heads in (q, k, v))  # [B, H, N, C, K]
-    total = log_decay.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2).cumsum(-1)  # [B, H, N, C]
+    log_decay = log_decay.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2)  # [B, H, N, C]
+    # Strong gates make these sums so large that float32 would lose the differences between neighbours.
+    total = log_decay.cumsum(-1, dtype=torch.float64)
     causal = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril()
-    between = (total[..., :, None] - total[..., None, :]).masked_fill(~causal, -torch.inf).exp()
+    between = (total[..., :, None] - total[..., None, :]).to(v.dtype).masked_fill(~causal, -torch.inf).exp()
     o = ((q @ k.mT) * between) @ v
     states, state = _between_chunks(k, v, total, state)
-    o = o + (q * total.exp()[..., None]) @ states
+    o = o + (q * total.to(v.dtype).exp()[..., None]) @ states
     return o.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens], state
 
 
 def _between_chunks(k: Tensor, v: Tensor, total: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """The state before each chunk [B, H, N, K, V], and the state after the last [B, H, K, V]."""
     last = total[..., -1:]
-    written = (k * (last - total).exp()[..., None]).mT @ v
-    decay = last.exp()[..., None]  # [B, H, N, 1, 1]
+    written = (k * (last - total).to(v.dtype).exp()[..., None]).mT @ v
+    decay = last.to(v.dtype).exp()[..., None]  # [B, H, N, 1, 1]
     state = torch.zeros_like(written[:, :, 0]) if state is None else state
     states = []
     for chunk in range(written.shape[2]):

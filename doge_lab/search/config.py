@@ -1,7 +1,7 @@
 """The `search:` section of a space file, and the file as a whole."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from doge_lab import config as runs
 from doge_lab.errors import UserError, in_file
 from doge_lab.objective import COST_NAMES, check_names
+from doge_lab.search.defaults import with_block_spaces
 from doge_lab.search.front import Direction
 from doge_lab.search.space import alternatives
 from doge_lab.strict import Strict, validate
@@ -89,8 +90,9 @@ def read_space(content: Mapping[str, Any], name: str) -> Space:
 
 
 def parse_space(content: Mapping[str, Any], name: str) -> Space:
-    """The space, every branch of it tried."""
+    """The space, bare names in a choice of blocks written out, every branch of it tried."""
     space = read_space(content, name)
+    space = replace(space, run=with_block_spaces(space.run))
     search, example = space.search, None
     for filled in alternatives(space.run):
         example = runs.parse(filled)

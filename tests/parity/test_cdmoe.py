@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from blocks.state.cdmoe import CDMoE
 
+BLOCK = "state/cdmoe"
+ORACLE = "the published equations in loops, and transformers' DogeCDMoE with its split put right"
+
 D_MODEL, D_HIDDEN, KEYS, PER_HEAD = 12, 14, 5, 3
 
 

@@ -8,6 +8,9 @@ from blocks.sequence.gated_linear_attention import GatedLinearAttention
 from doge_lab.layers import gated_recurrence
 from doge_lab.layers.gated_recurrence import chunked, recurrent
 
+BLOCK = "sequence/gated_linear_attention"
+ORACLE = "the recurrence of the paper, written out in float64"
+
 BATCH, HEADS, KEY, VALUE = 2, 2, 3, 5
 GATES = {  # centre of the gate's logits, their spread over channels and tokens, and the normaliser
     "weak": (6.0, 1.0, 16.0),

@@ -5,6 +5,9 @@ import torch
 
 from blocks.state.glu import GLU
 
+BLOCK = "state/glu"
+ORACLE = "transformers' LlamaMLP"
+
 D_MODEL, D_HIDDEN = 16, 20
 
 

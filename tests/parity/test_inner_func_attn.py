@@ -7,6 +7,9 @@ import torch
 
 from blocks.sequence.inner_func_attn import InnerFuncAttn
 
+BLOCK = "sequence/inner_func_attn"
+ORACLE = "the equations of the paper, written out in float64"
+
 D_MODEL, ROWS, TOKENS = 12, 2, 7
 PAD = (2, 0)  # padding in front of each row
 OPTIONS = [

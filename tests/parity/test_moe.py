@@ -9,6 +9,9 @@ from torch import nn
 
 from blocks.state.moe import MoE
 
+BLOCK = "state/moe"
+ORACLE = "transformers' sparse blocks of Mixtral, OLMoE and Qwen2-MoE"
+
 D_MODEL, D_EXPERT, EXPERTS, TOP_K, SHARED = 16, 6, 5, 2, 3
 
 

@@ -5,6 +5,9 @@ import torch
 
 from blocks.sequence.short_conv import ShortConv
 
+BLOCK = "sequence/short_conv"
+ORACLE = "transformers' Lfm2ShortConv"
+
 D_MODEL, TOKENS = 16, 9
 
 

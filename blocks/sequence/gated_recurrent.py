@@ -1,0 +1,125 @@
+"""minGRU and minLSTM: gated recurrent units whose gates see the token alone, so that they train in parallel.
+
+    h_t = (1 - z_t) ⊙ h_{t-1} + z_t ⊙ c_t        y_t = W_o h_t        h_0 = 0
+    gru    z_t = sigmoid(W_z x_t)
+    lstm   z_t = i_t / (f_t + i_t)                f_t = sigmoid(W_f x_t), i_t = sigmoid(W_i x_t)
+    c_t = W_c x_t, with `candidate: positive` g(W_c x_t), g(u) = u + 1/2 where u >= 0, else sigmoid(u)
+
+The positive candidate is what the paper's logarithmic scan needs, and what it trains. The logarithms themselves are a
+way of computing: the states here are scanned as they are, since products of decays below 1 cannot overflow.
+
+Source: Feng et al. 2024, https://arxiv.org/abs/2410.01201
+
+Shape letters: B batch row, T new token, C channel of the state, N chunk, L token of a chunk.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from doge_lab.block import BlockConfig, SequenceBlock
+from doge_lab.cache import CacheSpec, Fixed, LayerCache
+from doge_lab.errors import UserError
+from doge_lab.layers.init import init_linear
+from doge_lab.layers.masks import new_real_tokens
+
+_CHUNK = 32
+
+
+class GatedRecurrent(SequenceBlock):
+    """The smallest gated recurrence: one number per channel is all that it remembers."""
+
+    class Config(BlockConfig):
+        cell: Literal["gru", "lstm"] = "gru"
+        """minGRU, with one gate, or minLSTM, with a forget and an input gate that are normalised to sum to 1."""
+        expand: PositiveFloat = 1.0
+        """Channels of the state, times d_model."""
+        candidate: Literal["positive", "linear"] = "positive"
+        """What is written: a positive number as in the paper's logarithmic form, or any number as in its plain form."""
+        impl: Literal["chunked", "reference"] = "chunked"
+        """`reference` is the recurrence, token by token: the definition, and slow to train on long sequences."""
+
+    search_space: ClassVar[Mapping[str, Any]] = {
+        "cell": {"choice": ["gru", "lstm"]},
+        "expand": {"choice": [0.5, 1.0, 2.0, 4.0]},
+    }
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__(d_model, **options)
+        c = self.config
+        self.channels = round(c.expand * d_model)
+        if self.channels < 1:
+            raise UserError(f"expand={c.expand} of d_model={d_model} leaves no channel; take at least {1 / d_model:g}")
+        self.gates = nn.Linear(d_model, self.channels * (2 if c.cell == "lstm" else 1))
+        self.candidate = nn.Linear(d_model, self.channels)
+        self.out = nn.Linear(self.channels, d_model, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        init_linear(self.gates)
+        init_linear(self.candidate)
+        init_linear(self.out, self.output_scale)
+
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None = None, cache: LayerCache | None = None
+    ) -> tuple[Tensor, LayerCache | None]:
+        new, seen = x.shape[1], 0 if cache is None else cache.position
+        logit, candidate = self._gate_logit(self.gates(x).float()), self.candidate(x).float()  # [B, T, C]
+        if self.config.candidate == "positive":
+            candidate = F.relu(candidate) + candidate.clamp(max=0).sigmoid()
+        decay, written = (-logit).sigmoid(), logit.sigmoid() * candidate
+        real = new_real_tokens(attention_mask, new=new, seen=seen)
+        if real is not None:  # padding writes nothing and decays nothing
+            decay, written = decay.masked_fill(~real, 1.0), written * real
+        state = written.new_zeros(len(x), self.channels) if cache is None else cache["state"]
+        scan = recurrent if self.config.impl == "reference" else chunked
+        states = scan(decay, written, state)
+        if cache is not None:
+            cache["state"] = states[:, -1]
+        return self.out(states.to(x.dtype)), cache
+
+    def _gate_logit(self, gates: Tensor) -> Tensor:
+        """The logit of z: for the LSTM i / (f + i) = sigmoid(log i - log f)."""
+        if self.config.cell == "gru":
+            return gates
+        forget, write = F.logsigmoid(gates).chunk(2, dim=-1)
+        return write - forget
+
+    def cache_spec(self) -> CacheSpec:
+        return {"state": Fixed((self.channels,))}
+
+    def flops_per_token(self, context: int) -> int:
+        return 2 * sum(linear.weight.numel() for linear in (self.gates, self.candidate, self.out))
+
+
+def recurrent(decay: Tensor, written: Tensor, state: Tensor) -> Tensor:
+    """The definition, h_t = decay_t ⊙ h_{t-1} + written_t: [B, T, C] twice, state [B, C] -> every state [B, T, C]."""
+    states = []
+    for decay_t, written_t in zip(decay.unbind(1), written.unbind(1), strict=True):
+        state = torch.addcmul(written_t, decay_t, state)
+        states.append(state)
+    return torch.stack(states, dim=1)
+
+
+def chunked(decay: Tensor, written: Tensor, state: Tensor) -> Tensor:
+    """The same as `recurrent`, for all chunks at once and then from chunk to chunk: T / L + L steps instead of T."""
+    tokens = decay.shape[1]
+    n_chunks = -(-tokens // _CHUNK)
+    if n_chunks == 1:
+        return recurrent(decay, written, state)
+    size = -(-tokens // n_chunks)
+    padding = n_chunks * size - tokens
+    decay, written = (F.pad(each, (0, 0, 0, padding)).unflatten(1, (n_chunks, size)) for each in (decay, written))
+    totals, states = [decay[:, :, 0]], [written[:, :, 0]]  # within each chunk, as if it began with a state of zero
+    for decay_t, written_t in zip(decay.unbind(2)[1:], written.unbind(2)[1:], strict=True):
+        totals.append(totals[-1] * decay_t)
+        states.append(torch.addcmul(written_t, decay_t, states[-1]))
+    starts = [state]
+    for total, last in zip(totals[-1].unbind(1)[:-1], states[-1].unbind(1)[:-1], strict=True):
+        starts.append(torch.addcmul(last, total, starts[-1]))
+    start = torch.stack(starts, dim=1)[:, :, None]  # [B, N, 1, C]
+    return torch.addcmul(torch.stack(states, dim=2), torch.stack(totals, dim=2), start).flatten(1, 2)[:, :tokens]
