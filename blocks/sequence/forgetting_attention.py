@@ -52,7 +52,7 @@ class ForgettingAttention(SequenceBlock):
         qk_norm: bool = False
         """Normalise queries and keys per head, with a learned scale."""
         forget_bias: float = 3.0
-        """Logit of the forget gates at first. The paper starts at 0: half of everything is forgotten at each token."""
+        """Logit of the forget gates at first. At 0 half of everything is forgotten at each token."""
 
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # A decay below float32's resolution forgets as well as zero does; four of them still fit into its range.
-_LOG_RESOLUTION = math.log(torch.finfo(torch.float32).eps)
-_SAFE_BLOCK = 4
-_SAFE_SPAN = -3 * _LOG_RESOLUTION  # decay, in logarithms, between the ends of a block
+LOG_RESOLUTION = math.log(torch.finfo(torch.float32).eps)
+SAFE_BLOCK = 4
+_SAFE_SPAN = -3 * LOG_RESOLUTION  # decay, in logarithms, between the ends of a block
 _CHUNK = 32
 _CHUNK_OF_SAFE_BLOCKS = 16
 
@@ -38,15 +38,15 @@ def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor 
 def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The same as `recurrent`, in parallel within chunks; who gives no state may get none back."""
     tokens = q.shape[1]
-    chunk, block = _sizes(log_decay)
+    chunk, block = chunk_sizes(log_decay)
     n_chunks = -(-tokens // chunk)
-    chunk = -(-tokens // n_chunks // _SAFE_BLOCK) * _SAFE_BLOCK  # as even as blocks allow
+    chunk = -(-tokens // n_chunks // SAFE_BLOCK) * SAFE_BLOCK  # as even as blocks allow
     if padding := n_chunks * chunk - tokens:
         q, k, v, log_decay = (F.pad(heads, (0, 0, 0, 0, 0, padding)) for heads in (q, k, v, log_decay))
     q, k, v, log_decay = (
         heads.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2, 4).contiguous() for heads in (q, k, v, log_decay)
     )  # [B, H, N, C, K or V]
-    total = log_decay.clamp(min=_LOG_RESOLUTION).cumsum(dim=-2)
+    total = log_decay.clamp(min=LOG_RESOLUTION).cumsum(dim=-2)
     o = _within_chunks(q, k, total, min(block, chunk)) @ v
     if n_chunks > 1 or state is not None:
         states, state = _between_chunks(k, v, total, state)
@@ -54,7 +54,7 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | 
     return o.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens], state
 
 
-def _sizes(log_decay: Tensor) -> tuple[int, int]:
+def chunk_sizes(log_decay: Tensor) -> tuple[int, int]:
     """Tokens of a chunk and of a block within which decays may be divided by each other in float32."""
     # Ordinary gates let a whole chunk be one block, which halves the time. To look costs a GPU a stop, and a
     # compiler its single graph.
@@ -62,7 +62,7 @@ def _sizes(log_decay: Tensor) -> tuple[int, int]:
         strongest = float(log_decay.detach().amin()) * (_CHUNK - 1)
         if strongest > -_SAFE_SPAN:
             return _CHUNK, _CHUNK
-    return _CHUNK_OF_SAFE_BLOCKS, _SAFE_BLOCK
+    return _CHUNK_OF_SAFE_BLOCKS, SAFE_BLOCK
 
 
 def _within_chunks(q: Tensor, k: Tensor, total: Tensor, block: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from doge_lab.layers.gated_recurrence import _LOG_RESOLUTION, _SAFE_BLOCK, _sizes
+from doge_lab.layers.gated_recurrence import LOG_RESOLUTION, SAFE_BLOCK, chunk_sizes
 
 
 def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -32,15 +32,15 @@ def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor 
 def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The same as `recurrent`, in parallel within chunks; who gives no state may get none back."""
     tokens = q.shape[1]
-    chunk, block = _sizes(log_decay)
+    chunk, block = chunk_sizes(log_decay)
     n_chunks = -(-tokens // chunk)
-    chunk = -(-tokens // n_chunks // _SAFE_BLOCK) * _SAFE_BLOCK  # as even as blocks allow
+    chunk = -(-tokens // n_chunks // SAFE_BLOCK) * SAFE_BLOCK  # as even as blocks allow
     if padding := n_chunks * chunk - tokens:
         q, k, v, log_decay = (F.pad(heads, (0, 0, 0, 0, 0, padding)) for heads in (q, k, v, log_decay))
     q, k, v, log_decay = (
         heads.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2, 4).contiguous() for heads in (q, k, v, log_decay)
     )  # [B, H, N, C, K or V]
-    total = log_decay.clamp(min=_LOG_RESOLUTION).cumsum(dim=-2)
+    total = log_decay.clamp(min=LOG_RESOLUTION).cumsum(dim=-2)
     o = _within_chunks(q, k, v, total, min(block, chunk))
     if n_chunks > 1 or state is not None:
         states, state = _between_chunks(k, v, total, state)

@@ -47,7 +47,7 @@ def draw(gates, tokens):
 def sizes(request, monkeypatch):
     """Chunks of the size that the gates allow, or those that a compiler and a GPU always take."""
     if request.param == "safe blocks":
-        monkeypatch.setattr(gated_recurrence, "_sizes", lambda log_decay: (16, 4))
+        monkeypatch.setattr(gated_recurrence, "chunk_sizes", lambda log_decay: (16, 4))
 
 
 @pytest.mark.usefixtures("sizes")
@@ -117,5 +117,5 @@ def test_a_filled_state_is_continued_across_chunks(gates):
 
 def test_ordinary_gates_take_whole_chunks_and_strong_ones_safe_blocks():
     ordinary, strong = torch.full((1, 2), -0.1), torch.tensor([[-0.1, -20.0]])
-    assert gated_recurrence._sizes(ordinary) == (32, 32)
-    assert gated_recurrence._sizes(strong) == (16, 4)
+    assert gated_recurrence.chunk_sizes(ordinary) == (32, 32)
+    assert gated_recurrence.chunk_sizes(strong) == (16, 4)

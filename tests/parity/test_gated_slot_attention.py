@@ -55,7 +55,7 @@ def sizes(request, monkeypatch):
     """Chunks of the size that the gates allow, or those that a compiler and a GPU always take."""
     if request.param == "safe blocks":
         for layer in (gated_recurrence, value_gated_recurrence):
-            monkeypatch.setattr(layer, "_sizes", lambda log_decay: (16, 4))
+            monkeypatch.setattr(layer, "chunk_sizes", lambda log_decay: (16, 4))
 
 
 @pytest.mark.usefixtures("sizes")
