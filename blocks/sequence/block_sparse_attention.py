@@ -6,9 +6,11 @@
     window       the last tokens
     y_t = W_o concat_h  Σ_branch sigmoid(W_g x_t)_{h,branch} softmax(q_t · K / sqrt(head_dim)) V
 
-Blocks are cut from each row's first real token on. One set of keys and values serves the three branches, where the
-paper gives each its own at three times the bytes, and a weighted mean compresses where the paper has a network.
-Compressed blocks are computed anew from the cache, which is that of attention: this saves arithmetic, not memory.
+Blocks are cut from each row's first real token on. This departs from the paper in that one set of keys and values
+serves the three branches (there: one each), compressed blocks are weighted means (a network), do not overlap and are
+the very blocks that are selected (smaller, overlapping ones), and the first block is not always selected. They are
+computed anew from the cache at each step, which costs what attention with n_kv_heads heads does: arithmetic is saved
+only where n_kv_heads is below n_heads, and memory not at all.
 
 Source: Yuan et al. 2025, https://arxiv.org/abs/2502.11089
 
@@ -38,7 +40,7 @@ class BlockSparseAttention(SequenceBlock):
     """Attention to compressed blocks, selected blocks and a window."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
-        "n_kv_heads": {"choice": [1, 2, 4]},
+        "n_kv_heads": {"choice": [1, 2]},
         "block_size": {"choice": [4, 8, 16]},
         "n_selected": {"choice": [1, 2, 4]},
         "window": {"choice": [4, 16, 32]},

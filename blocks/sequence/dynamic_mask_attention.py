@@ -156,7 +156,9 @@ class DynamicMaskAttention(SequenceBlock):
     def cache_spec(self) -> CacheSpec:
         window = self.config.keep_window_size
         entry = PerToken((self.n_kv_heads, self.head_dim), window=window)
-        return {"k": entry, "v": entry, "rating": PerToken((self.n_kv_heads,), window=window)}
+        # Rounded, ratings would tie and other keys be kept.
+        rating = PerToken((self.n_kv_heads,), window=window, dtype=torch.float32)
+        return {"k": entry, "v": entry, "rating": rating}
 
     def flops_per_token(self, context: int) -> int:
         seen = min(context, self.config.keep_window_size)

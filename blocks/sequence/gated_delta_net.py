@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
+from doge_lab.errors import UserError
 from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
@@ -59,6 +60,10 @@ class GatedDeltaNet(SequenceBlock):
         if c.head_dim is None:
             require_divisible("d_model", d_model, "n_heads", self.n_heads)
         self.head_k = c.head_dim or d_model // self.n_heads
+        if self.head_k == 1:
+            raise UserError(
+                "head_dim=1 leaves keys of one channel, which scaled to length 1 are a sign; take 2 or more"
+            )
         key_width = self.n_heads * self.head_k
         if c.value_dim is None:
             require_divisible("2 * n_heads * head_dim", 2 * key_width, "n_value_heads", self.n_value_heads)

@@ -10,13 +10,12 @@ way of computing: the states here are scanned as they are, since products of dec
 
 Source: Feng et al. 2024, https://arxiv.org/abs/2410.01201
 
-Shape letters: B batch row, T new token, C channel of the state, N chunk, L token of a chunk.
+Shape letters: B batch row, T new token, C channel of the state.
 """
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,10 +23,9 @@ from torch.nn import functional as F
 from doge_lab.block import BlockConfig, SequenceBlock
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.errors import UserError
+from doge_lab.layers.elementwise_recurrence import chunked, recurrent
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
-
-_CHUNK = 32
 
 
 class GatedRecurrent(SequenceBlock):
@@ -94,32 +92,3 @@ class GatedRecurrent(SequenceBlock):
 
     def flops_per_token(self, context: int) -> int:
         return 2 * sum(linear.weight.numel() for linear in (self.gates, self.candidate, self.out))
-
-
-def recurrent(decay: Tensor, written: Tensor, state: Tensor) -> Tensor:
-    """The definition, h_t = decay_t ⊙ h_{t-1} + written_t: [B, T, C] twice, state [B, C] -> every state [B, T, C]."""
-    states = []
-    for decay_t, written_t in zip(decay.unbind(1), written.unbind(1), strict=True):
-        state = torch.addcmul(written_t, decay_t, state)
-        states.append(state)
-    return torch.stack(states, dim=1)
-
-
-def chunked(decay: Tensor, written: Tensor, state: Tensor) -> Tensor:
-    """The same as `recurrent`, for all chunks at once and then from chunk to chunk: T / L + L steps instead of T."""
-    tokens = decay.shape[1]
-    n_chunks = -(-tokens // _CHUNK)
-    if n_chunks == 1:
-        return recurrent(decay, written, state)
-    size = -(-tokens // n_chunks)
-    padding = n_chunks * size - tokens
-    decay, written = (F.pad(each, (0, 0, 0, padding)).unflatten(1, (n_chunks, size)) for each in (decay, written))
-    totals, states = [decay[:, :, 0]], [written[:, :, 0]]  # within each chunk, as if it began with a state of zero
-    for decay_t, written_t in zip(decay.unbind(2)[1:], written.unbind(2)[1:], strict=True):
-        totals.append(totals[-1] * decay_t)
-        states.append(torch.addcmul(written_t, decay_t, states[-1]))
-    starts = [state]
-    for total, last in zip(totals[-1].unbind(1)[:-1], states[-1].unbind(1)[:-1], strict=True):
-        starts.append(torch.addcmul(last, total, starts[-1]))
-    start = torch.stack(starts, dim=1)[:, :, None]  # [B, N, 1, C]
-    return torch.addcmul(torch.stack(states, dim=2), torch.stack(totals, dim=2), start).flatten(1, 2)[:, :tokens]

@@ -1,8 +1,8 @@
 """Gated slot attention: attention over a few slots, each a gated average of the keys and values so far.
 
-    K_t = diag(a_t) K_{t-1} + (1 - a_t) k_tᵀ        a_t = sigmoid(W_a x_t)^(1 / normaliser), one gate per slot
-    V_t = diag(a_t) V_{t-1} + (1 - a_t) v_tᵀ        q, k, v = swish of linear maps of x_t
-    o_t = V_tᵀ softmax(K_t q_t)                     y_t = W_o norm(swish(o_t))
+    K_t = diag(a_t) K_{t-1} + (1 - a_t)ᵀ k_t        a_t = sigmoid(W_a x_t)^(1 / normaliser), one gate per slot
+    V_t = diag(a_t) V_{t-1} + (1 - a_t)ᵀ v_t        q, k, v = swish of linear maps of x_t
+    o_t = softmax(q_t K_tᵀ) V_t                     y_t = W_o norm(swish(o_t))
 
 per head; the norm spans all heads. Both lines are recurrences with gates, so that training takes two passes over
 chunks with a softmax over the slots between them.

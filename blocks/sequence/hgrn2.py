@@ -42,7 +42,7 @@ class Hgrn2(SequenceBlock):
         """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
-        "expand_ratio": {"choice": [4, 8, 16, 32]},
+        "expand_ratio": {"choice": [4, 8, 16]},
     }
 
     def __init__(self, d_model: int, **options: Any) -> None:

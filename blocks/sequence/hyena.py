@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,7 +46,7 @@ class Hyena(SequenceBlock):
     class Config(BlockConfig):
         window: Annotated[int, Field(ge=2)] | None = None
         """How many tokens the filter covers, the present one included; all when left out."""
-        time_scale: PositiveFloat = 64.0
+        time_scale: Annotated[float, Field(ge=2)] = 64.0
         """Tokens that are one unit of the filter's time; the larger, the longer its memory."""
         filter_dim: PositiveInt = 16
         """Width of the network that computes the filter."""
@@ -54,7 +54,7 @@ class Hyena(SequenceBlock):
         """Layers of that network with sines for activations, before its last, linear one."""
         filter_bands: PositiveInt = 4
         """Frequencies 1, 2, ... per time_scale of the sines and cosines that the network is given."""
-        filter_frequency: PositiveFloat = 10.0
+        filter_frequency: Annotated[float, Field(gt=0, le=30)] = 10.0
         """How fast the network's sines are at first; the faster, the less smooth the filter."""
         short_kernel: Annotated[int, Field(ge=2)] = 3
         """Tokens that the short convolution of the projections covers."""

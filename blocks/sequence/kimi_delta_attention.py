@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
+from doge_lab.errors import UserError
 from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
@@ -55,6 +56,10 @@ class KimiDeltaAttention(SequenceBlock):
         if c.head_dim is None:
             require_divisible("d_model", d_model, "n_heads", c.n_heads)
         self.n_heads, self.head_dim = c.n_heads, c.head_dim or d_model // c.n_heads
+        if self.head_dim == 1:
+            raise UserError(
+                "head_dim=1 leaves keys of one channel, which scaled to length 1 are a sign; take 2 or more"
+            )
         width, rank = self.n_heads * self.head_dim, c.gate_low_rank or self.head_dim
         self.qkv = nn.Linear(d_model, 3 * width, bias=False)
         self.conv = CausalConv(3 * width, c.kernel_size)

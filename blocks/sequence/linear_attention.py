@@ -60,6 +60,11 @@ class LinearAttention(SequenceBlock):
                 "say normalise: output, or feature_map: elu1"
             )
         self.n_heads, self.head_dim = c.n_heads, d_model // c.n_heads
+        if c.normalise == "output" and self.head_dim == 1:
+            raise UserError(
+                f"normalise: output with n_heads={c.n_heads} of d_model={d_model} leaves heads of one channel, "
+                "of which the norm leaves a sign; take fewer heads"
+            )
         if c.feature_map == "hedgehog" and self.head_dim == 1:
             raise UserError(
                 f"feature_map=hedgehog is a softmax over the d_model / n_heads channels of a head, of which "

@@ -6,8 +6,9 @@
 per head. C is held divided by e^{m_t}, with m_t = max(log f_t + m_{t-1}, i_t), so that nothing overflows.
 
 As published, a normaliser n_t = f_t n_{t-1} + e^{i_t} k_t is remembered too, and q_t C_t is divided by
-max(|q_t · n_t|, 1) before the norm. But the norm of each head takes away any factor, this one included: what is
-remembered for it changes next to nothing. `fidelity: published` keeps it, as one more column of C, which writes 1.
+max(|q_t · n_t|, 1) before the norm. But the norm of each head takes away any factor, this one included, so that with
+input gates around 0 it changes next to nothing (with an `input_gate_bias` far below 0 it keeps outputs small, with the
+norm's epsilon, until much has been written). `fidelity: published` keeps it, as one more column of C, which writes 1.
 
 Source: Beck et al. 2024, https://arxiv.org/abs/2405.04517 ; in the form of xLSTM 7B: Beck et al. 2025,
 https://arxiv.org/abs/2503.13427
@@ -63,10 +64,10 @@ class Mlstm(SequenceBlock):
         c = self.config
         self.d_key, self.d_value = (self._width(name, getattr(c, name)) for name in ("expand_k", "expand_v"))
         self.head_k, self.head_v = self.d_key // c.n_heads, self.d_value // c.n_heads
-        if self.head_v == 1:
+        if self.head_v < 3:
             raise UserError(
-                f"expand_v={c.expand_v} leaves n_heads={c.n_heads} heads one channel each, which their norm makes 0; "
-                "take fewer heads or a larger expand_v"
+                f"expand_v={c.expand_v:g} leaves n_heads={c.n_heads} heads {self.head_v} channels each, of which their "
+                "norm leaves a sign; take fewer heads or a larger expand_v"
             )
         self.published = c.fidelity == "published"
         self.in_proj = nn.Linear(d_model, 2 * self.d_key + 2 * self.d_value, bias=False)

@@ -44,7 +44,7 @@ class Retention(SequenceBlock):
         """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
-        "n_heads": {"choice": [1, 2, 4, 8]},
+        "n_heads": {"choice": [1, 2, 4]},
         "expand_v": {"choice": [1.0, 2.0]},
         "decay_exponent": {"float": [2.0, 7.0]},
     }

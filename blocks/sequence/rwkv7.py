@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
+from doge_lab.errors import UserError
 from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
@@ -60,6 +61,11 @@ class Rwkv7(SequenceBlock):
         c = self.config
         require_divisible("d_model", d_model, "n_heads", c.n_heads)
         self.n_heads, self.head_dim = c.n_heads, d_model // c.n_heads
+        if self.head_dim == 1:
+            raise UserError(
+                f"n_heads={c.n_heads} of d_model={d_model} leaves heads of one channel, which their norm makes 0; "
+                "take fewer heads"
+            )
         self.shift = nn.Parameter(torch.empty(len(_SHIFT_EXPONENTS), d_model))
         self.r, self.k, self.v, self.out = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
         self.decay_down = nn.Linear(d_model, c.decay_rank, bias=False)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,7 +43,7 @@ class TttLinear(SequenceBlock):
         """Heads; fewer heads have a larger state, of 2 * d_model * (d_model / n_heads + 1) numbers."""
         mini_batch: Annotated[int, Field(ge=2)] = 16
         """Tokens whose gradients are taken at the same weights: the fewer, the better it learns, and the slower."""
-        base_lr: PositiveFloat = 1.0
+        base_lr: Annotated[float, Field(gt=0, le=10)] = 1.0
         """Learning rate of a token whose gate is open, times the channels of a head."""
         positions: Literal["rotary", "none"] = "rotary"
         """How queries and keys tell where in their mini-batch they stand."""

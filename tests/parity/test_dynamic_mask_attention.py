@@ -187,3 +187,18 @@ def test_the_equations_with_padding_and_calls(options, equal_keys):
     largest = max(tensor.grad.abs().max() for tensor in w.values())
     for name, parameter in block.named_parameters():
         close(parameter.grad, w[name].grad, f"the gradient of {name}", 0.05 * largest)
+
+
+def test_a_half_precision_cache_keeps_the_same_keys():
+    torch.manual_seed(0)
+    block = DynamicMaskAttention(32, n_heads=4, keep_window_size=8)
+    with torch.no_grad():
+        block.a.fill_(-1.0)
+        x = torch.randn(2, 120, 32)
+        whole, _ = block(x)
+        cache = block.init_cache(batch=2, capacity=120, dtype=torch.bfloat16)
+        steps = []
+        for token in x.split(1, dim=1):
+            steps.append(block(token, None, cache)[0])
+            cache.advance(1)
+    assert (torch.cat(steps, dim=1) - whole).abs().max() / whole.abs().max() < 0.02

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from blocks.sequence import gated_recurrent
 from blocks.sequence.gated_recurrent import GatedRecurrent, chunked, recurrent
 from doge_lab.testing import check_same_function
 
@@ -99,7 +98,3 @@ def test_the_scan_is_exact_for_gates_of_any_strength(gate, tokens):
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()))
 def test_chunks_are_the_same_function(form):
     check_same_function(GatedRecurrent, {**form, "impl": "reference"}, form)
-
-
-def test_long_sequences_take_several_chunks():
-    assert gated_recurrent._CHUNK < 70
