@@ -37,12 +37,14 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
 
     Raises `UserError` at once when another process holds it: `what` (a search, a run) is at work there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"another {what} is at work in {folder}; let it end, or choose another --out") from None
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", str(folder)) from None
     try:
         yield
     finally:

@@ -46,7 +46,10 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, and what it took: wall and CPU seconds over all sessions of an interrupted run."""
+    """How far a run is, and what it took over its sessions: wall and CPU seconds.
+
+    Of a session that was interrupted, those up to its last checkpoint.
+    """
 
     step: int = 0
     wall_seconds: float = 0.0
@@ -86,8 +89,9 @@ def train(
         if step % every == 0 or step == config.steps - 1:
             done = before.since(began, step + 1)
             report = StepReport(step + 1, config.steps, loss.item(), aux_loss.item(), lr, done.wall_seconds)
-            if not math.isfinite(report.loss):
-                raise Diverged(f"the loss is {report.loss} at step {step + 1} of {config.steps}")
+            for name, value in (("loss", report.loss), ("auxiliary loss", report.aux_loss)):
+                if not math.isfinite(value):
+                    raise Diverged(f"the {name} is {value} at step {step + 1} of {config.steps}")
             on_report(report)
             if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save_checkpoint(checkpoint, model, optimizer, done)

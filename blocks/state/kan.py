@@ -19,10 +19,10 @@ Shape letters: N token, I input, O output, G basis function.
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +33,7 @@ from doge_lab.layers.init import init_linear, init_weight
 from doge_lab.layers.precision import at_least_float32
 
 _SPLINE_SCALE = 0.1
-"""Splines start as noise this much smaller than a dense layer's weights (published)."""
+"""Splines start as noise this much smaller than a dense layer's weights."""
 
 
 class KAN(StateBlock):
@@ -55,7 +55,7 @@ class KAN(StateBlock):
         """The basis functions: B-splines, or Gaussians, which cost less."""
         order: PositiveInt = Field(default=3, le=5)
         """Degree of the B-splines; `rbf` has none."""
-        grid_range: PositiveFloat = 2.0
+        grid_range: Annotated[float, Field(ge=1e-3)] = 2.0
         """The grid reaches from -grid_range to grid_range."""
         base: Activation = "silu"
         """The function on every edge beside the learned one."""

@@ -17,10 +17,10 @@ Shape letters: N token, K pick, E expert, F d_expert, D d_model.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,7 +65,7 @@ class SigmoidMoE(StateBlock):
         """The weights: sigmoids divided by their sum over the chosen, or sigmoids."""
         scale: PositiveFloat = 2.5
         """Factor on the sum of the chosen experts: averaging several makes it small."""
-        bias_update_rate: NonNegativeFloat = 0.001
+        bias_update_rate: Annotated[float, Field(ge=0, le=1)] = 0.001
         """How far the bias of an expert moves at each step; 0 leaves the choice to the scores."""
 
         @model_validator(mode="after")

@@ -167,7 +167,7 @@ class UltraMem(StateBlock):
 
     def _best_along_core(self, halves: Tensor) -> Tensor:
         """The rows and the columns that lie furthest along the core's first singular vectors, [2, M, H, N]."""
-        left, _, right = torch.linalg.svd(_at_least_float32(self.core.detach()))
+        left, _, right = torch.linalg.svd(_at_least_float32(self.core.detach()).nan_to_num())  # NaN shows in the scores
         vectors = torch.stack([left[..., 0], right[:, 0]])  # [2, H, R]
         # Turning both around is as good a decomposition: the turn is fixed, so that every machine searches alike.
         vectors = torch.where(vectors.sum((0, 2)) < 0, -1, 1)[:, None] * vectors
@@ -200,7 +200,7 @@ class UltraMem(StateBlock):
         c, usage = self.config, count_picks(slots, self.n_keys**2) / slots.numel()
         loss = zero = usage.new_zeros(())
         if c.core_loss_weight and c.rank > 1 and torch.is_grad_enabled():
-            others = torch.linalg.svdvals(_at_least_float32(self.core))[:, 1:]
+            others = torch.linalg.svdvals(_at_least_float32(self.core).nan_to_num())[:, 1:]
             excess = (others - c.core_loss_margin).relu()
             loss = c.core_loss_weight * excess.square().mean(1).sum()
         return RouterStats(loss, zero, zero, usage)

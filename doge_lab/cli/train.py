@@ -27,6 +27,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from doge_lab.config import load
+    from doge_lab.files import only_one
     from doge_lab.run import execute, torch_device
     from doge_lab.train import Diverged
 
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
             raise UserError("there is nothing to train on; add tasks, such as `tasks: [{type: capacity}]`", "tasks")
     out = options.out or Path("runs") / str(run.name)
     ends = {}
-    with _Progress(run, quiet=options.json) as progress:
+    with only_one(out, "run"), _Progress(run, quiet=options.json) as progress:
         for task in run.tasks:
             try:
                 ends[task.label] = execute(

@@ -69,7 +69,9 @@ def normalise(x: Tensor, norm: QueryNorm, dim: int) -> Tensor:
 
 
 def check_norm_width(norm: QueryNorm, width: int) -> None:
-    """Refuse a layer norm of one or two channels: they are 0, or 1 and -1, whatever they were, so nothing learns."""
+    """Refuse a norm of so few channels that it leaves their signs: nothing learns, and rounding turns them."""
+    if norm == "rms" and width < 2:
+        raise UserError("normalising one channel leaves nothing but its sign; raise d_query, to 4 or more", "d_query")
     if norm == "layer" and width < 3:
         raise UserError(
             f"layer normalisation of {width} channels leaves nothing but a sign; raise d_query or say rms instead",
@@ -102,6 +104,8 @@ class ProductKeyRouter(nn.Module):
         if d_query % 2:
             raise UserError(f"d_query={d_query} must be even, for its two halves", "d_query")
         check_norm_width(query_norm, d_query)
+        if key_norm:
+            check_norm_width("rms", d_query // 2)
         self.top_k, self.normalisation, self.query_norm = top_k, normalisation, query_norm
         self.query = nn.Linear(d_model, n_heads * d_query, bias=False)
         self.keys = nn.Parameter(torch.empty(2, n_heads, n_keys or DEFAULT_KEYS, d_query // 2))

@@ -65,6 +65,7 @@ class Coordinator:
         with writing_to(self.directory), Pool(self.devices, self.allow_import) as pool:
             self._work_through(pool, deque(self.vetting.jobs()), self.vetting.keep)
             with only_one(self.directory, "search"):
+                refuse_mixing(self.directory, resume=self.resume)  # another may have begun, and ended, meanwhile
                 self._study(pool)
         return self.results()
 
@@ -149,9 +150,8 @@ class Coordinator:
             return None
         while self.rejected_in_a_row < REJECTIONS:
             trial = self.study.ask()
-            drawn = fill(self.space.run, _drawn_by(trial))
             try:
-                run, cost = screen(self.space, drawn, self.vetting)
+                run, cost = screen(self.space, fill(self.space.run, _drawn_by(trial)), self.vetting)
             except Rejected as rejected:
                 self.rejected_in_a_row += 1
                 self.changes += 1
@@ -187,8 +187,7 @@ class Coordinator:
         return self._trial_job(trial, run.dump())
 
     def _trial_job(self, trial: OptunaTrial | FrozenTrial, run: Mapping[str, Any]) -> dict[str, Any]:
-        drawn = fill(self.space.run, lambda name, hole: trial.params[name])
-        suspects = [asdict(suspect) for suspect in self.vetting.unexamined(drawn)]
+        suspects = [asdict(suspect) for suspect in self.vetting.unexamined(run)]
         job = self._job(trial.number, run, "validation")
         return {**job, "suspects": suspects, "allow_faults": self.space.search.allow_faults}
 
@@ -210,10 +209,15 @@ class Coordinator:
     def _left_running(self) -> Iterable[dict[str, Any]]:
         """Jobs of a coordinator that died; what died before it was screened is closed."""
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
-            if "config" in trial.user_attrs:
-                yield self._trial_job(trial, trial.user_attrs["config"])
-            else:
+            if "config" not in trial.user_attrs:
                 self._end(trial, TrialState.FAIL, "the search ended before this candidate was screened")
+                continue
+            try:
+                job = self._trial_job(trial, trial.user_attrs["config"])
+            except UserError as error:  # another worker found it to fail before the search ended
+                self._end(trial, TrialState.FAIL, str(error))
+            else:
+                yield job
 
     def _confirm(self, pool: Pool) -> None:
         """Train the front again on fresh test data, from other seeds: what was chosen is not what is reported."""

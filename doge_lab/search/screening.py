@@ -28,11 +28,14 @@ def screen(space: Space, drawn: Mapping[str, Any], vetting: Vetting) -> tuple[Ru
             for ref in (layer.sequence, layer.state):
                 if ref.type in vetting.left_out:
                     raise Rejected(f"left out: {vetting.left_out[ref.type]}", {"contract": 1.0})
-        vetting.unexamined(drawn)
         run = written.resolved()
         cost = run.cost()
     except UserError as error:
         raise Rejected(str(error), {"match": 1.0}) from None
+    try:
+        vetting.unexamined(run.dump())
+    except UserError as error:
+        raise Rejected(str(error), {"contract": 1.0}) from None
     excess: dict[str, float] = {
         name: float(bounds.excess(getattr(cost, name))) for name, bounds in space.search.constraints.items()
     }

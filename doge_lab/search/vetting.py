@@ -1,7 +1,8 @@
 """No block enters a search before it has passed the contract, in every option that the space can sample.
 
 Before the first trial options are varied one at a time and numbers taken at both ends of their range
-(`space.alternatives`); a combination that was not among those is examined before its first candidate is trained.
+(`space.alternatives`); a combination that was not among those, the matched width included, is examined before its
+first candidate is trained.
 
 A leak wins every naive search, so this cannot be switched off. What passed is remembered, by the block's source, the
 contract's own source and the options, so that the next search over the same blocks starts at once.
@@ -48,7 +49,7 @@ class Vetting:
     def __init__(self, space: Space, *, skip_failing: bool) -> None:
         self.allow_faults = space.search.allow_faults
         self.skip_failing = skip_failing
-        self.suspects = suspects(space)
+        self.suspects = [suspect for suspect in suspects(space) if _admissible(suspect)]
         self.left_out: dict[str, str] = {}
         """Name of a block that failed, where `skip_failing` leaves it out -> its first failed check."""
         self.verdicts: dict[Suspect, str] = {}
@@ -83,13 +84,13 @@ class Vetting:
         else:
             raise UserError(f"{said}. Mend it, or say --skip-failing to search without it")
 
-    def unexamined(self, drawn: Any) -> list[Suspect]:
-        """The suspects of one filled space in combinations of options that nobody has looked at.
+    def unexamined(self, run: Mapping[str, Any]) -> list[Suspect]:
+        """The blocks of a resolved run, matched width included, in combinations that nobody has looked at.
 
         Raises `UserError` when one is known to fail.
         """
         found = []
-        for suspect in suspects_of(drawn):
+        for suspect in suspects_of(run):
             if suspect not in self.verdicts and (results := remembered(suspect)) is not None:
                 self.verdicts[suspect] = verdict(suspect, results, allow_faults=self.allow_faults)
             said = self.verdicts.get(suspect)
@@ -119,15 +120,30 @@ def suspects(space: Space) -> list[Suspect]:
     return list(dict.fromkeys(suspect for filled in alternatives(space.run) for suspect in suspects_of(filled)))
 
 
-def suspects_of(drawn: Any) -> list[Suspect]:
+def suspects_of(filled: Any) -> list[Suspect]:
     """The blocks of one filled space, each once."""
     found: dict[Suspect, None] = {}
-    model = config.parse(drawn).model
+    model = config.parse(filled).model
     for layer in model.layers:
         for ref in (layer.sequence, layer.state):
             written = ref.options.model_dump(mode="json", exclude_defaults=True)
             found[Suspect(ref.kind, ref.type, json.dumps(written, sort_keys=True), model.d_model)] = None
     return list(found)
+
+
+def _admissible(suspect: Suspect) -> bool:
+    """False where the block itself refuses its options at this width: such a candidate is rejected when it is drawn."""
+    import torch
+
+    block = registry.get(suspect.kind, suspect.type)
+    try:
+        with torch.device("meta"):
+            block(suspect.d_model, **json.loads(suspect.options))
+    except UserError:
+        return False
+    except Exception:
+        return True  # whatever else goes wrong is for the checks to report
+    return True
 
 
 def examine(suspect: Suspect) -> list[dict[str, Any]]:
