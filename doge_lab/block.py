@@ -8,7 +8,7 @@ Shape letters: B batch row, T new token, D d_model, E expert.
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -39,6 +39,13 @@ class RouterStats:
     balance_loss: Tensor
     z_loss: Tensor
     usage: Tensor
+
+    @classmethod
+    def balanced(cls, weight: float, balance_loss: Callable[[], Tensor], usage: Tensor) -> "RouterStats":
+        """With a balance loss alone: computed where it has a weight and gradients are recorded, else it reads 0."""
+        zero = usage.new_zeros(())
+        balance = balance_loss() if weight and torch.is_grad_enabled() else zero
+        return cls(weight * balance, balance.detach(), zero, usage)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def run(form, arguments, **options):
     return form(*plain, state, tuple(arguments[6:]) or None, **options)
 
 
-def compare(form, arguments, **options):
+def assert_as_the_papers(form, arguments, **options):
     inputs = [tensor.requires_grad_() for tensor in arguments]
     exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
     results, exact = run(form, inputs, **options), by_the_papers(*exact_inputs)
@@ -74,27 +74,27 @@ def compare(form, arguments, **options):
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize(("form", "tokens"), [(recurrent, 5), (chunked, 1), (chunked, 6), (chunked, 37)])
 def test_outputs_state_and_every_gradient(form, tokens, gates, decay_channels, added):
-    compare(form, draw(gates, tokens, decay_channels, added))
+    assert_as_the_papers(form, draw(gates, tokens, decay_channels, added))
 
 
 @pytest.mark.parametrize("added", [False, True])
 def test_weak_decays_known_to_be_weak_need_no_safe_blocks(added):
     arguments = draw("ordinary", 37, added=added)
     arguments[4] = arguments[4].clamp(min=-0.6)
-    compare(chunked, arguments, strongest=-0.6)
+    assert_as_the_papers(chunked, arguments, strongest=-0.6)
 
 
 @pytest.mark.parametrize("gates", ["ordinary", "weak and strong"])
 def test_the_larger_chunks_of_an_accelerator(gates, monkeypatch):
     monkeypatch.setattr(delta_rule, "_CHUNK", delta_rule._CHUNK_OFF_CPU)
-    compare(chunked, draw(gates, 70, decay_channels=1))
+    assert_as_the_papers(chunked, draw(gates, 70, decay_channels=1))
 
 
 def test_no_decay_is_a_logarithm_of_zero_for_all():
     arguments = draw("weak", 21)
     arguments[4] = torch.zeros(1, 21, 1, 1)
-    compare(recurrent, arguments)
-    compare(chunked, draw("weak", 21)[:4] + arguments[4:])
+    assert_as_the_papers(recurrent, arguments)
+    assert_as_the_papers(chunked, draw("weak", 21)[:4] + arguments[4:])
 
 
 @pytest.mark.parametrize("form", [recurrent, chunked])

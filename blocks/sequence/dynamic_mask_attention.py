@@ -1,7 +1,7 @@
 """Dynamic mask attention: a token's values rate it as a key, and each head attends to the best-rated keys alone.
 
     z_s = A ⊙ softplus(W_dt v_s)                    v_s: the values of all key/value heads; one rating for each
-    y_t = W_o concat_h  Σ_{s in K_t} softmax_s(q_t · k_s / sqrt(head_dim) + exp(z_s)) v_s
+    y_t = W_o concat_h  Σ_{s in K_t} softmax_s(q_t · k_s / sqrt(head_dim) + exp(min(z_s, 8))) v_s
     K_t = the keep_window_size keys s <= t of largest z_s; of equal ones, the latest
 
 A rating knows nothing of the query, so a key that better ones push out of K_t is out for good: it is dropped from the
@@ -28,6 +28,8 @@ from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens, token_positions
 from doge_lab.layers.rotary import rotate
+
+_LARGEST_RATING = 8.0
 
 
 class DynamicMaskAttention(SequenceBlock):
@@ -138,12 +140,12 @@ class DynamicMaskAttention(SequenceBlock):
         groups = self.n_heads // self.n_kv_heads
         if q.shape[2] == 1:
             # finite for padding, so that a query that sees nothing else has a softmax
-            bias = torch.where(rating.isneginf(), torch.finfo(q.dtype).min, rating.exp()).to(q.dtype)
+            bias = torch.where(rating.isneginf(), torch.finfo(q.dtype).min, _mask(rating)).to(q.dtype)
             bias = bias[:, :, None].repeat_interleave(groups, dim=1)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=groups > 1)
         # The mask rides in one more key channel: added to the scores, its gradient would cost a fused kernel.
         scale = self.head_dim**-0.5
-        k = torch.cat([k, (rating.exp() / scale)[..., None].to(k.dtype)], dim=-1)
+        k = torch.cat([k, (_mask(rating) / scale)[..., None].to(k.dtype)], dim=-1)
         q = torch.cat([q, q.new_ones(()).expand(*q.shape[:3], 1)], dim=-1)
         visible = None
         if not plainly_causal:
@@ -164,6 +166,11 @@ class DynamicMaskAttention(SequenceBlock):
         seen = min(context, self.config.keep_window_size)
         projections = sum(linear.weight.numel() for linear in (self.q, self.k, self.v, self.dt, self.out))
         return 2 * projections + 4 * seen * self.n_heads * self.head_dim
+
+
+def _mask(rating: Tensor) -> Tensor:
+    """What is added to a key's scores, exp(rating); beyond exp(8) a key has won, and half precision ends."""
+    return rating.clamp(max=_LARGEST_RATING).exp()
 
 
 def _best(rating: Tensor, size: int) -> Tensor:

@@ -32,8 +32,8 @@ from doge_lab.layers.activations import Activation, activation
 from doge_lab.layers.experts import Picks, pick_dot, pick_sum
 from doge_lab.layers.feed_forward import FeedForward, FeedForwardForm
 from doge_lab.layers.init import init_linear, init_weight
-from doge_lab.layers.product_keys import product_key_top_k
-from doge_lab.layers.routing import Normalisation, balance_loss, check_normalisation, count_picks, route_weights
+from doge_lab.layers.product_keys import product_key_balance_loss, product_key_top_k
+from doge_lab.layers.routing import Normalisation, check_normalisation, count_picks, route_weights
 
 
 class CDMoE(StateBlock):
@@ -172,16 +172,10 @@ class CDMoE(StateBlock):
         return self.act(dots) * weights
 
     def _report(self, counts: Tensor, halves: Tensor) -> RouterStats:
-        """What the search chose, from `counts` [E] and `halves` [P, M, H, N].
-
-        The balance loss is computed where it has a weight and gradients are recorded, and reads 0 elsewhere.
-        """
+        """What the search chose, from `counts` [E] and `halves` [P, M, H, N]."""
         usage = counts / (halves[0, 0].numel() * self.config.n_experts_per_head)
-        balance = zero = usage.new_zeros(())
-        if self.config.balance_loss_weight and torch.is_grad_enabled():
-            rows, columns = halves.float().softmax(1).flatten(2)  # [M, H N]
-            balance = balance_loss(usage, (rows @ columns.t()).flatten() / rows.shape[1])
-        return RouterStats(self.config.balance_loss_weight * balance, balance.detach(), zero, usage)
+        weight = self.config.balance_loss_weight
+        return RouterStats.balanced(weight, lambda: product_key_balance_loss(halves, usage), usage)
 
     def known_faults(self) -> Mapping[str, str]:
         if self.config.fidelity == "working" or self.config.n_experts_per_head == self.config.n_experts:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from doge_lab.block import BlockConfig, RouterStats, Routing, StateBlock
 from doge_lab.layers.experts import pick_sum
 from doge_lab.layers.init import init_linear, init_weight
-from doge_lab.layers.product_key_router import ProductKeyRouter, Retrieved, check_product_keys
+from doge_lab.layers.product_key_router import ProductKeyRouter, check_product_keys
 from doge_lab.layers.routing import Normalisation
 
 
@@ -91,20 +91,13 @@ class MemoryPlus(StateBlock):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         found = self.router(tokens)
-        self.router_stats = self._report(found)
+        weight = self.config.balance_loss_weight
+        self.router_stats = RouterStats.balanced(weight, found.balance_loss, found.usage())
         read = pick_sum(found.weights, self.values, found.picks)  # [N, V]
         return self.project_out(read * F.silu(self.gate(tokens))).view_as(x)
 
     def routing(self, x: Tensor) -> Routing:
         return Routing(*self.router.choice(x), self.config.normalisation)
-
-    def _report(self, found: Retrieved) -> RouterStats:
-        """The balance loss is computed where it has a weight and gradients are recorded, and reads 0 elsewhere."""
-        usage, weight = found.usage(), self.config.balance_loss_weight
-        balance = zero = usage.new_zeros(())
-        if weight and torch.is_grad_enabled():
-            balance = found.balance_loss()
-        return RouterStats(weight * balance, balance.detach(), zero, usage)
 
     def active_params(self) -> int:
         return self.num_params() - self.router.inactive_rows() * self.values.shape[1]

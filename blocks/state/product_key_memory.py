@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from doge_lab.block import BlockConfig, RouterStats, Routing, StateBlock
 from doge_lab.layers.experts import pick_sum
 from doge_lab.layers.init import init_weight
-from doge_lab.layers.product_key_router import ProductKeyRouter, QueryNorm, Retrieved, check_product_keys
+from doge_lab.layers.product_key_router import ProductKeyRouter, QueryNorm, check_product_keys
 from doge_lab.layers.routing import Normalisation
 
 
@@ -72,19 +72,12 @@ class ProductKeyMemory(StateBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         found = self.router(x.flatten(0, -2))
-        self.router_stats = self._report(found)
+        weight = self.config.balance_loss_weight
+        self.router_stats = RouterStats.balanced(weight, found.balance_loss, found.usage())
         return pick_sum(found.weights, self.values, found.picks).view_as(x)
 
     def routing(self, x: Tensor) -> Routing:
         return Routing(*self.router.choice(x), self.config.normalisation)
-
-    def _report(self, found: Retrieved) -> RouterStats:
-        """The balance loss is computed where it has a weight and gradients are recorded, and reads 0 elsewhere."""
-        usage, weight = found.usage(), self.config.balance_loss_weight
-        balance = zero = usage.new_zeros(())
-        if weight and torch.is_grad_enabled():
-            balance = found.balance_loss()
-        return RouterStats(weight * balance, balance.detach(), zero, usage)
 
     def active_params(self) -> int:
         return self.num_params() - self.router.inactive_rows() * self.d_model

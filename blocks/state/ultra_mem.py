@@ -34,6 +34,7 @@ from doge_lab.block import BlockConfig, RouterStats, Routing, StateBlock
 from doge_lab.errors import UserError
 from doge_lab.layers.experts import Picks, pick_sum
 from doge_lab.layers.init import init_linear, init_weight
+from doge_lab.layers.precision import at_least_float32
 from doge_lab.layers.product_key_router import DEFAULT_KEYS, check_norm_width, normalise
 from doge_lab.layers.routing import check_normalisation, count_picks, route_weights
 from doge_lab.layers.top_k import top_k_indices
@@ -167,7 +168,7 @@ class UltraMem(StateBlock):
 
     def _best_along_core(self, halves: Tensor) -> Tensor:
         """The rows and the columns that lie furthest along the core's first singular vectors, [2, M, H, N]."""
-        left, _, right = torch.linalg.svd(_at_least_float32(self.core.detach()).nan_to_num())  # NaN shows in the scores
+        left, _, right = torch.linalg.svd(at_least_float32(self.core.detach()).nan_to_num())  # NaN shows in the scores
         vectors = torch.stack([left[..., 0], right[:, 0]])  # [2, H, R]
         # Turning both around is as good a decomposition: the turn is fixed, so that every machine searches alike.
         vectors = torch.where(vectors.sum((0, 2)) < 0, -1, 1)[:, None] * vectors
@@ -200,7 +201,7 @@ class UltraMem(StateBlock):
         c, usage = self.config, count_picks(slots, self.n_keys**2) / slots.numel()
         loss = zero = usage.new_zeros(())
         if c.core_loss_weight and c.rank > 1 and torch.is_grad_enabled():
-            others = torch.linalg.svdvals(_at_least_float32(self.core).nan_to_num())[:, 1:]
+            others = torch.linalg.svdvals(at_least_float32(self.core).nan_to_num())[:, 1:]
             excess = (others - c.core_loss_margin).relu()
             loss = c.core_loss_weight * excess.square().mean(1).sum()
         return RouterStats(loss, zero, zero, usage)
@@ -227,8 +228,3 @@ class UltraMem(StateBlock):
     def _kept(self) -> int:
         """Rows, and columns, whose pairs are scored."""
         return min(self.config.n_candidates, self.n_keys)
-
-
-def _at_least_float32(core: Tensor) -> Tensor:
-    """PyTorch decomposes no matrix of half precision."""
-    return core.to(torch.promote_types(core.dtype, torch.float32))

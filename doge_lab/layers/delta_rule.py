@@ -15,19 +15,16 @@ Shape letters: B batch row, T token, H head, K key channel, V value channel, A d
 C token of a chunk, M block of a chunk, W token of a block, R kind of row (q and k), E kind of write (w, or w and c).
 """
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from doge_lab.layers.decay import LOG_RESOLUTION, SAFE_BLOCK, SAFE_SPAN
+
 Impl = Literal["chunked", "reference"]
 
-# A decay below float32's resolution forgets as well as zero does; four of them still fit into its range.
-STRONGEST = math.log(torch.finfo(torch.float32).eps)
-_SAFE_BLOCK = 4
-_SAFE_SPAN = -3 * STRONGEST  # decay, in logarithms, between the ends of a block
 _CHUNK = 16
 _CHUNK_OFF_CPU = 64  # fewer, larger steps: a kernel costs more to launch than to run
 
@@ -47,7 +44,7 @@ def delta_rule(
     state: Tensor | None,
     *,
     added: tuple[Tensor, Tensor] | None = None,
-    strongest: float = STRONGEST,
+    strongest: float = LOG_RESOLUTION,
     impl: Impl = "chunked",
 ) -> tuple[Tensor, Tensor]:
     """Outputs [B, T, H, V] and the state after the last token, [B, H, K, V], from `state` or from nothing.
@@ -93,19 +90,19 @@ def chunked(
     log_decay: Tensor,
     state: Tensor | None,
     added: tuple[Tensor, Tensor] | None = None,
-    strongest: float = STRONGEST,
+    strongest: float = LOG_RESOLUTION,
 ) -> tuple[Tensor, Tensor]:
     """The same as `recurrent`, in parallel within chunks."""
     tokens, per_channel = q.shape[1], log_decay.shape[-1] > 1
     chunk = _CHUNK if per_channel or q.device.type == "cpu" else _CHUNK_OFF_CPU
     n_chunks = -(-tokens // chunk)
-    chunk = -(-tokens // n_chunks // _SAFE_BLOCK) * _SAFE_BLOCK  # as even as blocks allow
+    chunk = -(-tokens // n_chunks // SAFE_BLOCK) * SAFE_BLOCK  # as even as blocks allow
     q, k, v, w, log_decay = (_in_chunks(heads, n_chunks, chunk) for heads in (q, k, v, w, log_decay))
     c, u = (None, None) if added is None else (_in_chunks(heads, n_chunks, chunk) for heads in added)
     rows, writes = torch.stack([q, k], dim=-3), torch.stack([w] if c is None else [w, c], dim=-3)
-    total = log_decay.clamp(min=STRONGEST).cumsum(dim=-2)  # [B, H, N, C, A]
+    total = log_decay.clamp(min=LOG_RESOLUTION).cumsum(dim=-2)  # [B, H, N, C, A]
     if per_channel:
-        block = chunk if -strongest * (chunk - 1) <= _SAFE_SPAN else _SAFE_BLOCK
+        block = chunk if -strongest * (chunk - 1) <= SAFE_SPAN else SAFE_BLOCK
         scores = _scores_per_channel(rows, writes, total, block)
     else:
         scores = _scores_per_head(rows, writes, total)

@@ -11,16 +11,12 @@ Shape letters: B batch row, T token, H head, K key channel, V value channel, N c
 chunk, W token of a block.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# A decay below float32's resolution forgets as well as zero does; four of them still fit into its range.
-LOG_RESOLUTION = math.log(torch.finfo(torch.float32).eps)
-SAFE_BLOCK = 4
-_SAFE_SPAN = -3 * LOG_RESOLUTION  # decay, in logarithms, between the ends of a block
+from doge_lab.layers.decay import LOG_RESOLUTION, SAFE_BLOCK, SAFE_SPAN
+
 _CHUNK = 32
 _CHUNK_OF_SAFE_BLOCKS = 16
 
@@ -60,7 +56,7 @@ def chunk_sizes(log_decay: Tensor) -> tuple[int, int]:
     # compiler its single graph.
     if log_decay.device.type == "cpu" and not torch.compiler.is_compiling():
         strongest = float(log_decay.detach().amin()) * (_CHUNK - 1)
-        if strongest > -_SAFE_SPAN:
+        if strongest > -SAFE_SPAN:
             return _CHUNK, _CHUNK
     return _CHUNK_OF_SAFE_BLOCKS, SAFE_BLOCK
 

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from doge_lab.errors import UserError
 from doge_lab.layers.experts import Picks
 from doge_lab.layers.init import init_linear, init_weight
-from doge_lab.layers.product_keys import product_key_top_k
-from doge_lab.layers.routing import Normalisation, balance_loss, check_normalisation, route_weights
+from doge_lab.layers.precision import at_least_float32
+from doge_lab.layers.product_keys import product_key_balance_loss, product_key_top_k
+from doge_lab.layers.routing import Normalisation, check_normalisation, route_weights
 
 QueryNorm = Literal["rms", "layer", "none"]
 DEFAULT_KEYS = 16
@@ -46,8 +47,7 @@ class Retrieved:
 
     def balance_loss(self) -> Tensor:
         """E times the product of usage and mean probability, summed over the slots; not weighted."""
-        rows, columns = self.halves.float().softmax(1).flatten(2)  # [M, H N]
-        return balance_loss(self.usage(), (rows @ columns.t()).flatten() / rows.shape[1])
+        return product_key_balance_loss(self.halves, self.usage())
 
 
 def check_product_keys(n_keys: int | None, top_k: int, normalisation: Normalisation) -> None:
@@ -62,7 +62,7 @@ def normalise(x: Tensor, norm: QueryNorm, dim: int) -> Tensor:
     """`x` scaled to a mean square of 1 along `dim` (rms), after its mean is taken away (layer), or as it is (none)."""
     if norm == "none":
         return x
-    y = x.to(torch.promote_types(x.dtype, torch.float32))
+    y = at_least_float32(x)
     if norm == "layer":
         y = y - y.mean(dim, keepdim=True)
     return (y * (y.square().mean(dim, keepdim=True) + _EPS).rsqrt()).to(x.dtype)

@@ -18,6 +18,7 @@ https://doi.org/10.1016/0022-0000(82)90048-4
 import torch
 from torch import Tensor
 
+from doge_lab.layers.routing import balance_loss
 from doge_lab.layers.top_k import top_k_indices
 
 
@@ -38,6 +39,15 @@ def product_key_top_k(halves: Tensor, k: int) -> tuple[Tensor, Tensor]:
     chosen = top_k_indices(sums, k)
     pair = best.gather(1, ranks.index_select(1, chosen.flatten()).view(2, *chosen.shape))
     return halves.gather(1, pair).sum(0), pair[0] * n + pair[1]
+
+
+def product_key_balance_loss(halves: Tensor, usage: Tensor) -> Tensor:
+    """The balance loss over all pairs, not weighted: `halves` [2, n, ...] and each pair's share of the picks [n²].
+
+    The probability of a pair is the product of those of its halves, and is averaged over what follows dimension 1.
+    """
+    rows, columns = halves.float().softmax(1).flatten(2)
+    return balance_loss(usage, (rows @ columns.t()).flatten() / rows.shape[1])
 
 
 def _staircase(n: int, k: int, device: torch.device) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from doge_lab.layers.gated_recurrence import LOG_RESOLUTION, SAFE_BLOCK, chunk_sizes
+from doge_lab.layers.decay import LOG_RESOLUTION, SAFE_BLOCK
+from doge_lab.layers.gated_recurrence import chunk_sizes
 
 
 def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:

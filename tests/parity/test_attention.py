@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from blocks.sequence.attention import Attention
+from parity.compare import assert_close, assert_same_forward_and_backward
 
 BLOCK = "sequence/attention"
 ORACLE = "transformers' LLaMA, Qwen3, Mistral, GPT-OSS, Gemma 2 and Qwen3-Next attention"
@@ -120,29 +121,17 @@ def causal_mask(window):
     return torch.where((age >= 0) & (age < (window or TOKENS)), 0.0, -1e9)[None, None]
 
 
-def close(actual, expected, what):
-    difference = (actual - expected).abs().max() / expected.abs().max()
-    assert difference < 1e-5, f"{what} is off by {difference:.1e} of the largest"
-
-
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_forward_and_every_gradient(pair):
-    compare(*pair[:3], causal_mask(pair[0].config.window))
+    assert_same(*pair[:3], causal_mask(pair[0].config.window))
 
 
-def compare(ours, theirs, run, mask):
-    x = torch.randn(2, TOKENS, D_MODEL, requires_grad=True)
-    x_theirs = x.detach().clone().requires_grad_()
-    direction = torch.randn(2, TOKENS, D_MODEL)
-    y, _ = ours(x)
-    expected = run(x_theirs, torch.arange(TOKENS), mask)
-    close(y, expected, "the output")
-    (y * direction).sum().backward()
-    (expected * direction).sum().backward()
-    close(x.grad, x_theirs.grad, "the input's gradient")
+def assert_same(ours, theirs, run, mask):
+    shape = (2, TOKENS, D_MODEL)
+    assert_same_forward_and_backward(lambda x: ours(x)[0], lambda x: run(x, torch.arange(TOKENS), mask), shape)
     for name, parameter in ours.named_parameters():
         expected = counterpart(ours, theirs, name, lambda parameter: parameter.grad)
-        close(parameter.grad.view_as(expected), expected, f"the gradient of {name}")
+        assert_close(parameter.grad.view_as(expected), expected, f"the gradient of {name}")
 
 
 @pytest.mark.parametrize("kv_heads", [2])
@@ -156,7 +145,7 @@ def test_decoding_token_by_token(pair):
         for t in range(TOKENS):
             y, _ = ours(x[:, t : t + 1], None, cache)
             cache.advance(1)
-            close(y, run(x[:, t : t + 1], torch.tensor([t]), None, their_cache), f"token {t}")
+            assert_close(y, run(x[:, t : t + 1], torch.tensor([t]), None, their_cache), f"token {t}")
     kept = their_cache.layers[0].keys.shape[-2]
     assert kept == (
         min(TOKENS, WINDOW - 1) if ours.config.window else TOKENS
@@ -170,7 +159,7 @@ def test_first_tokens_are_llama_with_their_mask(kv_heads):
     mask = causal_mask(WINDOW)
     for query in range(TOKENS):
         mask[..., query, : min(FIRST, query + 1)] = 0.0
-    compare(ours, theirs, run, mask)
+    assert_same(ours, theirs, run, mask)
 
     x, cache = torch.randn(2, TOKENS, D_MODEL), ours.init_cache(batch=2, capacity=TOKENS)
     pads = (0, 3)
@@ -183,7 +172,9 @@ def test_first_tokens_are_llama_with_their_mask(kv_heads):
         for row, pad in enumerate(pads):
             left = TOKENS - pad
             expected = run(x[row : row + 1, pad:], torch.arange(left), mask[..., :left, :left])
-            close(torch.cat(outputs, dim=1)[row : row + 1, pad:], expected, f"decoding after {pad} padding tokens")
+            assert_close(
+                torch.cat(outputs, dim=1)[row : row + 1, pad:], expected, f"decoding after {pad} padding tokens"
+            )
 
 
 def test_a_gate_per_head_is_one_per_channel_with_equal_channels():
@@ -193,4 +184,4 @@ def test_a_gate_per_head_is_one_per_channel_with_equal_channels():
     weights["gate.weight"] = weights["gate.weight"].repeat_interleave(D_MODEL // HEADS, dim=0)
     by_channel.load_state_dict(weights)
     x = torch.randn(2, TOKENS, D_MODEL)
-    close(by_head(x)[0], by_channel(x)[0], "the output")
+    assert_close(by_head(x)[0], by_channel(x)[0], "the output")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from blocks.sequence.block_sparse_attention import BlockSparseAttention
+from parity.compare import assert_close
 
 BLOCK = "sequence/block_sparse_attention"
 ORACLE = "the equations of the paper (with one set of keys and values), written out in float64"
@@ -73,11 +74,6 @@ def turned(c, channels, position):
     return torch.cat([first * cos - second * sin, first * sin + second * cos])
 
 
-def close(actual, expected, what, least=0.0):
-    off = (actual - expected).abs().max() / max(expected.abs().max(), least)
-    assert off < 1e-5, f"{what} is off by {off:.1e} of the largest"
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_forward_every_gradient_and_calls(options, seed):
@@ -101,14 +97,14 @@ def test_forward_every_gradient_and_calls(options, seed):
     x_exact, loss = x.detach().double().requires_grad_(), 0.0
     for row, pad in enumerate(PADS):
         exact = by_the_equations(block, w, x_exact[row, pad:])
-        close(y[row, pad:], exact, f"row {row}")
-        close(torch.cat(calls, dim=1)[row, pad:], exact, f"row {row} in ten calls")
+        assert_close(y[row, pad:], exact, f"row {row}")
+        assert_close(torch.cat(calls, dim=1)[row, pad:], exact, f"row {row} in ten calls")
         loss = loss + (exact * direction[row, pad:]).sum()
     loss.backward()
-    close(x.grad, x_exact.grad, "the input's gradient")
+    assert_close(x.grad, x_exact.grad, "the input's gradient")
     largest = max(tensor.grad.abs().max() for tensor in w.values() if tensor.grad is not None)
     for name, parameter in block.named_parameters():
         if w[name].grad is None:  # no block is complete
             assert not parameter.grad.any()
         else:
-            close(parameter.grad, w[name].grad, f"the gradient of {name}", 1e-2 * largest)
+            assert_close(parameter.grad, w[name].grad, f"the gradient of {name}", least=1e-2 * largest)

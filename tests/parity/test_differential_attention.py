@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from blocks.sequence.differential_attention import DifferentialAttention
+from parity.compare import assert_close, assert_same_decoding, assert_same_forward_and_backward
 
 BLOCK = "sequence/differential_attention"
 ORACLE = "transformers' DiffLlamaAttention"
@@ -58,43 +59,28 @@ def causal_mask():
     return torch.full((TOKENS, TOKENS), -1e9).triu(1)[None, None]
 
 
-def close(actual, expected, what):
-    difference = (actual - expected).abs().max() / expected.abs().max()
-    assert difference < 1e-5, f"{what} is off by {difference:.1e} of the largest"
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_forward_and_every_gradient(pair, seed):
     ours, theirs, run, _ = pair
     torch.manual_seed(seed)
-    x = torch.randn(2, TOKENS, D_MODEL, requires_grad=True)
-    x_theirs = x.detach().clone().requires_grad_()
-    direction = torch.randn(2, TOKENS, D_MODEL)
-    y, _ = ours(x)
-    expected = run(x_theirs, torch.arange(TOKENS), causal_mask())
-    close(y, expected, "the output")
-    (y * direction).sum().backward()
-    (expected * direction).sum().backward()
-    close(x.grad, x_theirs.grad, "the input's gradient")
+    assert_same_forward_and_backward(
+        lambda x: ours(x)[0], lambda x: run(x, torch.arange(TOKENS), causal_mask()), (2, TOKENS, D_MODEL)
+    )
     for name, parameter in ours.named_parameters():
         expected = counterpart(ours, theirs, name, lambda parameter: parameter.grad)
-        close(parameter.grad, expected, f"the gradient of {name}")
+        assert_close(parameter.grad, expected, f"the gradient of {name}")
 
 
 def test_decoding_after_a_prompt(pair):
-    from transformers import DynamicCache
-
     ours, theirs, run, config = pair
     theirs.layer_idx = 0  # where their cache keeps this layer; its λ is set already
     x = torch.randn(2, TOKENS, D_MODEL)
-    cache, their_cache = ours.init_cache(batch=2, capacity=TOKENS), DynamicCache(config=config)
-    with torch.no_grad():
-        for chunk in x.split([4, 3, *[1] * (TOKENS - 7)], dim=1):
-            seen, new = cache.position, chunk.shape[1]
-            y, _ = ours(chunk, None, cache)
-            cache.advance(new)
-            positions, mask = torch.arange(seen, seen + new), causal_mask()[..., seen : seen + new, : seen + new]
-            close(y, run(chunk, positions, mask, their_cache), f"the chunk that ends at token {cache.position}")
+
+    def step(chunk, their_cache, seen):
+        end = seen + chunk.shape[1]
+        return run(chunk, torch.arange(seen, end), causal_mask()[..., seen:end, :end], their_cache)
+
+    assert_same_decoding(ours, step, x, [4, 3, *[1] * (TOKENS - 7)], config)
 
 
 def test_lambda_grows_with_depth_unless_given():

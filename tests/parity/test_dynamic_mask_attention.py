@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from blocks.sequence.dynamic_mask_attention import DynamicMaskAttention
+from parity.compare import assert_close
 
 BLOCK = "sequence/dynamic_mask_attention"
 ORACLE = "transformers' DogeAttention, and the equations of the paper, written out in float64"
@@ -64,11 +65,6 @@ def renamed(name):
     return ".".join([NAMES[module], *parameter])
 
 
-def close(actual, expected, what, least=0.0):
-    difference = (actual - expected).abs().max() / max(expected.abs().max(), least)
-    assert difference < 1e-5, f"{what} is off by {difference:.1e} of the largest"
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("keep_window_size", [4, TOKENS, 100])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -79,18 +75,18 @@ def test_transformers_forward_and_every_gradient(kv_heads, keep_window_size, see
     x_theirs = x.clone().requires_grad_()
     x.requires_grad_()
     y, expected = ours(x)[0], run(x_theirs)
-    close(y, expected, "the output")
+    assert_close(y, expected, "the output")
     (y * direction).sum().backward()
     (expected * direction).sum().backward()
-    close(x.grad, x_theirs.grad, "the input's gradient")
+    assert_close(x.grad, x_theirs.grad, "the input's gradient")
     largest = max(parameter.grad.abs().max() for parameter in theirs.parameters())
     for name, parameter in ours.named_parameters():
         # a is few numbers, each a sum over all tokens in which much cancels
-        close(
+        assert_close(
             parameter.grad,
             theirs.get_parameter(renamed(name)).grad,
             f"the gradient of {name}",
-            0.1 * largest * (name == "a"),
+            least=0.1 * largest * (name == "a"),
         )
 
 
@@ -105,7 +101,7 @@ def test_transformers_decoding(keep_window_size):
     with torch.no_grad():
         for part in x.split([6, 1, 1, 3, 1, 1], dim=1):
             expected = run(part, their_cache.get_seq_length(), their_cache)
-            close(ours(part, None, cache)[0], expected, f"the output after {cache.position} tokens")
+            assert_close(ours(part, None, cache)[0], expected, f"the output after {cache.position} tokens")
             cache.advance(part.shape[1])
     assert cache["k"].shape[1] == min(TOKENS, keep_window_size)
 
@@ -179,14 +175,14 @@ def test_the_equations_with_padding_and_calls(options, equal_keys):
     x_exact, loss = x.detach().double().requires_grad_(), 0.0
     for row, pad in enumerate(pads):
         exact = by_the_equations(block, w, x_exact[row, pad:])
-        close(y[row, pad:], exact, f"row {row}")
-        close(torch.cat(calls, dim=1)[row, pad:], exact, f"row {row} in four calls")
+        assert_close(y[row, pad:], exact, f"row {row}")
+        assert_close(torch.cat(calls, dim=1)[row, pad:], exact, f"row {row} in four calls")
         loss = loss + (exact * direction[row, pad:]).sum()
     loss.backward()
-    close(x.grad, x_exact.grad, "the input's gradient")
+    assert_close(x.grad, x_exact.grad, "the input's gradient")
     largest = max(tensor.grad.abs().max() for tensor in w.values())
     for name, parameter in block.named_parameters():
-        close(parameter.grad, w[name].grad, f"the gradient of {name}", 0.05 * largest)
+        assert_close(parameter.grad, w[name].grad, f"the gradient of {name}", least=0.05 * largest)
 
 
 def test_a_half_precision_cache_keeps_the_same_keys():
@@ -202,3 +198,15 @@ def test_a_half_precision_cache_keeps_the_same_keys():
             steps.append(block(token, None, cache)[0])
             cache.advance(1)
     assert (torch.cat(steps, dim=1) - whole).abs().max() / whole.abs().max() < 0.02
+
+
+def test_masks_beyond_the_range_of_an_exponential_are_finite():
+    torch.manual_seed(0)
+    block = DynamicMaskAttention(32, n_heads=4)
+    with torch.no_grad():
+        block.a.fill_(2.0)
+    x = (100 * torch.randn(2, 17, 32)).requires_grad_()
+    y, _ = block(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert all(tensor.grad.isfinite().all() for tensor in (x, *block.parameters()))

@@ -5,6 +5,7 @@ import torch
 
 from blocks.sequence.gated_delta_net import GatedDeltaNet
 from doge_lab.testing import check_same_function
+from parity.compare import assert_close, assert_same_decoding, assert_same_forward_and_backward
 
 BLOCK = "sequence/gated_delta_net"
 ORACLE = "transformers' Qwen3NextGatedDeltaNet"
@@ -67,45 +68,32 @@ def as_theirs(ours, tensors):
     }
 
 
-def close(actual, expected, what, tolerance=1e-5):
-    difference = (actual - expected).abs().max() / expected.abs().max()
-    assert difference < tolerance, f"{what} is off by {difference:.1e} of the largest"
-
-
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("padded", [False, True])
 def test_forward_and_every_gradient(pair, padded):
     ours, theirs, _ = pair
     mask = torch.ones(2, TOKENS)
     mask[0, : 3 * padded] = 0
-    x = torch.randn(2, TOKENS, D_MODEL, requires_grad=True)
-    x_theirs = x.detach().clone().requires_grad_()
-    direction = torch.randn(2, TOKENS, D_MODEL) * mask[..., None]
-    y, _ = ours(x, mask)
-    expected = theirs(x_theirs, attention_mask=mask)
-    close(y * mask[..., None], expected * mask[..., None], "the output")
-    (y * direction).sum().backward()
-    (expected * direction).sum().backward()
     # both are float32: what flows through a nearly closed gate is lost in their rounding
-    close(x.grad, x_theirs.grad, "the input's gradient", 1e-4)
+    assert_same_forward_and_backward(
+        lambda x: ours(x, mask)[0],
+        lambda x: theirs(x, attention_mask=mask),
+        (2, TOKENS, D_MODEL),
+        mask=mask,
+        gradient_tolerance=1e-4,
+    )
     gradients = as_theirs(ours, {name: parameter.grad for name, parameter in ours.named_parameters()})
     assert set(gradients) == {name for name, _ in theirs.named_parameters()}
     for name, gradient in gradients.items():
-        close(gradient, theirs.get_parameter(name).grad, f"the gradient of {name}", 1e-4)
+        assert_close(gradient, theirs.get_parameter(name).grad, f"the gradient of {name}", tolerance=1e-4)
 
 
 @pytest.mark.parametrize("gates", ["ordinary"])
 def test_decoding_after_a_prompt(pair):
-    from transformers import DynamicCache
-
     ours, theirs, config = pair
     x = torch.randn(2, TOKENS, D_MODEL)
-    cache, their_cache = ours.init_cache(batch=2, capacity=TOKENS), DynamicCache(config=config)
-    with torch.no_grad():
-        for chunk in x.split([9, *[1] * (TOKENS - 9)], dim=1):
-            y, _ = ours(chunk, None, cache)
-            cache.advance(chunk.shape[1])
-            close(y, theirs(chunk, their_cache), f"the chunk that ends at token {cache.position}")
+    parts = [9, *[1] * (TOKENS - 9)]
+    assert_same_decoding(ours, lambda chunk, cache, seen: theirs(chunk, cache), x, parts, config)
 
 
 @pytest.mark.parametrize("options", [{}, {"n_heads": 2, "n_value_heads": 4, "head_dim": 5, "kernel_size": 2}])

@@ -5,6 +5,7 @@ import torch
 
 from blocks.sequence.gated_recurrent import GatedRecurrent, chunked, recurrent
 from doge_lab.testing import check_same_function
+from parity.compare import assert_close
 
 BLOCK = "sequence/gated_recurrent"
 ORACLE = "the recurrence of the paper, written out in float64"
@@ -33,11 +34,6 @@ def by_the_paper(x, w, cell, candidate, state):
     return torch.stack(rows)
 
 
-def close(actual, expected, what, tolerance=1e-5):
-    difference = (actual - expected).abs().max() / expected.abs().max()
-    assert difference < tolerance, f"{what} is off by {difference:.1e} of the largest"
-
-
 @pytest.mark.parametrize("impl", ["chunked", "reference"])
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()))
 @pytest.mark.parametrize(("tokens", "expand", "scale"), [(1, 1.0, 1.0), (9, 0.5, 5.0), (70, 1.5, 1.0), (97, 1.0, 0.1)])
@@ -58,10 +54,10 @@ def test_outputs_and_every_gradient(impl, form, tokens, expand, scale):
     state = torch.zeros(BATCH, block.channels).double()
     exact = by_the_paper(exact_x, w, form["cell"], form["candidate"], state)
     (exact * direction).sum().backward()
-    close(y, exact, "the output")
-    close(x.grad, exact_x.grad, "the gradient of the input")
+    assert_close(y, exact, "the output")
+    assert_close(x.grad, exact_x.grad, "the gradient of the input")
     for name, parameter in block.named_parameters():
-        close(parameter.grad, w[name].grad, f"the gradient of {name}")
+        assert_close(parameter.grad, w[name].grad, f"the gradient of {name}")
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()))
@@ -74,7 +70,7 @@ def test_a_given_state_is_continued(form):
     exact = by_the_paper(x.double(), w, form["cell"], form["candidate"], state.double())
     with torch.no_grad():
         for chunk, expected in zip(x.split([1, 37, 2], 1), exact.split([1, 37, 2], 1), strict=True):
-            close(block(chunk, None, cache)[0], expected, f"the chunk of {chunk.shape[1]} tokens")
+            assert_close(block(chunk, None, cache)[0], expected, f"the chunk of {chunk.shape[1]} tokens")
             cache.advance(chunk.shape[1])
 
 
@@ -86,7 +82,7 @@ def test_the_scan_is_exact_for_gates_of_any_strength(gate, tokens):
     written, state = (torch.randn(*shape, requires_grad=True) for shape in ((BATCH, tokens, 5), (BATCH, 5)))
     exact_inputs = [each.detach().double().requires_grad_() for each in (decay, written, state)]
     states, exact = chunked(decay, written, state), recurrent(*exact_inputs)
-    close(states, exact, "the states")
+    assert_close(states, exact, "the states")
     direction = torch.randn_like(states)
     gradients = torch.autograd.grad(states, (decay, written, state), direction)
     exact_gradients = torch.autograd.grad(exact, exact_inputs, direction.double())

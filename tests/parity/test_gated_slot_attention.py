@@ -6,6 +6,7 @@ import torch
 from blocks.sequence.gated_slot_attention import GatedSlotAttention
 from doge_lab.layers import gated_recurrence, value_gated_recurrence
 from doge_lab.testing import check_same_function
+from parity.compare import assert_close
 
 BLOCK = "sequence/gated_slot_attention"
 ORACLE = "the recurrence of the paper, written out in float64"
@@ -45,11 +46,6 @@ def replaced(states, head, state):
     return [*states[:head], state, *states[head + 1 :]]
 
 
-def close(actual, expected, what, least=0.0):
-    off = (actual - expected).abs().max() / max(expected.abs().max(), least)
-    assert off < 1e-5, f"{what} is off by {off:.1e} of the largest"
-
-
 @pytest.fixture(params=["by the gates", "safe blocks"])
 def sizes(request, monkeypatch):
     """Chunks of the size that the gates allow, or those that a compiler and a GPU always take."""
@@ -81,13 +77,13 @@ def test_forward_and_every_gradient(tokens, n_heads, n_slots, seed, gates, impl)
     x_exact, loss = x.detach().double().requires_grad_(), 0.0
     for row, pad in enumerate(pads):
         exact = by_the_paper(block, w, x_exact[row, pad:])
-        close(y[row, pad:], exact, f"row {row}")
+        assert_close(y[row, pad:], exact, f"row {row}")
         loss = loss + (exact * direction[row, pad:]).sum()
     loss.backward()
-    close(x.grad, x_exact.grad, "the input's gradient")
+    assert_close(x.grad, x_exact.grad, "the input's gradient")
     largest = max(tensor.grad.abs().max() for tensor in w.values())
     for name, parameter in block.named_parameters():
-        close(parameter.grad, w[name].grad, f"the gradient of {name}", 1e-2 * largest)
+        assert_close(parameter.grad, w[name].grad, f"the gradient of {name}", least=1e-2 * largest)
 
 
 @pytest.mark.usefixtures("sizes")
@@ -102,13 +98,13 @@ def test_a_filled_state_is_continued_across_chunks(spread):
     for part in zip(*(tensor.split([33, 1, 2, 34], dim=1) for tensor in inputs[:-1]), strict=True):
         output, state = value_gated_recurrence.chunked(*part, state)
         outputs.append(output)
-    close(torch.cat(outputs, dim=1), expected, "the output")
-    close(state, last, "the state")
+    assert_close(torch.cat(outputs, dim=1), expected, "the output")
+    assert_close(state, last, "the state")
     directions = [torch.randn_like(expected), torch.randn_like(last)]
     gradients = torch.autograd.grad([torch.cat(outputs, dim=1), state], inputs, directions)
     exact_gradients = torch.autograd.grad([expected, last], inputs, directions)
     for name, gradient, exact in zip(("q", "k", "v", "log_decay", "state"), gradients, exact_gradients, strict=True):
-        close(gradient, exact, f"the gradient of {name}")
+        assert_close(gradient, exact, f"the gradient of {name}")
 
 
 @pytest.mark.parametrize("options", [{}, {"n_heads": 1, "n_slots": 3, "gate_normaliser": 1.0}], ids=str)

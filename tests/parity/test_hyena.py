@@ -7,6 +7,7 @@ import torch
 
 from blocks.sequence.hyena import Hyena
 from doge_lab.testing import check_same_function
+from parity.compare import assert_close
 
 BLOCK = "sequence/hyena"
 ORACLE = "the equations of the paper, written out in float64"
@@ -52,11 +53,6 @@ def tap(c, w, lag, channel):
     return (w["filter_out.weight"][channel] @ hidden) * math.exp(-decay * time)
 
 
-def close(actual, expected, what):
-    off = (actual - expected).abs().max() / expected.abs().max()
-    assert off < 1e-5, f"{what} is off by {off:.1e} of the largest"
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("impl", ["fft", "reference"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -81,13 +77,13 @@ def test_forward_every_gradient_and_calls(options, impl, seed):
     x_exact, loss = x.detach().double().requires_grad_(), 0.0
     for row, pad in enumerate(PADS):
         exact = by_the_equations(block, w, x_exact[row, pad:])
-        close(y[row, pad:], exact, f"row {row}")
-        close(torch.cat(calls, dim=1)[row, pad:], exact, f"row {row} in five calls")
+        assert_close(y[row, pad:], exact, f"row {row}")
+        assert_close(torch.cat(calls, dim=1)[row, pad:], exact, f"row {row} in five calls")
         loss = loss + (exact * direction[row, pad:]).sum()
     loss.backward()
-    close(x.grad, x_exact.grad, "the input's gradient")
+    assert_close(x.grad, x_exact.grad, "the input's gradient")
     for name, parameter in block.named_parameters():
-        close(parameter.grad, w[name].grad, f"the gradient of {name}")
+        assert_close(parameter.grad, w[name].grad, f"the gradient of {name}")
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 6, "time_scale": 9.0}], ids=str)
@@ -104,7 +100,7 @@ def test_both_ways_give_the_same_gradients_over_many_tokens(window):
     for each in (block, reference):
         (each(x)[0] * direction).sum().backward()
     for (name, ours), theirs in zip(block.named_parameters(), reference.parameters(), strict=True):
-        close(ours.grad, theirs.grad, f"the gradient of {name}")
+        assert_close(ours.grad, theirs.grad, f"the gradient of {name}")
 
 
 def test_rounding_does_not_reach_back_from_a_loud_token():
@@ -112,4 +108,4 @@ def test_rounding_does_not_reach_back_from_a_loud_token():
     block, x = Hyena(8), torch.randn(1, 64, 8)
     loud = torch.cat([x[:, :40], 1e4 * x[:, 40:]], dim=1)
     with torch.no_grad():
-        close(block(loud)[0][:, :40], block(x)[0][:, :40], "what comes before the loud token")
+        assert_close(block(loud)[0][:, :40], block(x)[0][:, :40], "what comes before the loud token")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from blocks.sequence.latent_attention import LatentAttention
+from parity.compare import assert_close, assert_same_decoding, assert_same_forward_and_backward
 
 BLOCK = "sequence/latent_attention"
 ORACLE = "transformers' DeepseekV3Attention"
@@ -69,43 +70,28 @@ def causal_mask():
     return torch.full((TOKENS, TOKENS), -1e9).triu(1)[None, None]
 
 
-def close(actual, expected, what):
-    difference = (actual - expected).abs().max() / expected.abs().max()
-    assert difference < 1e-5, f"{what} is off by {difference:.1e} of the largest"
-
-
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_forward_and_every_gradient(pair, seed):
     ours, theirs, run, _ = pair
     torch.manual_seed(seed)
-    x = torch.randn(2, TOKENS, D_MODEL, requires_grad=True)
-    x_theirs = x.detach().clone().requires_grad_()
-    direction = torch.randn(2, TOKENS, D_MODEL)
-    y, _ = ours(x)
-    expected = run(x_theirs, torch.arange(TOKENS), causal_mask())
-    close(y, expected, "the output")
-    (y * direction).sum().backward()
-    (expected * direction).sum().backward()
-    close(x.grad, x_theirs.grad, "the input's gradient")
+    assert_same_forward_and_backward(
+        lambda x: ours(x)[0], lambda x: run(x, torch.arange(TOKENS), causal_mask()), (2, TOKENS, D_MODEL)
+    )
     for name, parameter in ours.named_parameters():
-        close(parameter.grad, counterpart(ours, theirs, name).grad, f"the gradient of {name}")
+        assert_close(parameter.grad, counterpart(ours, theirs, name).grad, f"the gradient of {name}")
 
 
 @pytest.mark.usefixtures("form")
 def test_decoding_after_a_prompt(pair):
-    from transformers import DynamicCache
-
     ours, _, run, config = pair
     x = torch.randn(2, TOKENS, D_MODEL)
-    cache, their_cache = ours.init_cache(batch=2, capacity=TOKENS), DynamicCache(config=config)
-    with torch.no_grad():
-        for chunk in x.split([4, 3, *[1] * (TOKENS - 7)], dim=1):
-            seen, new = cache.position, chunk.shape[1]
-            y, _ = ours(chunk, None, cache)
-            cache.advance(new)
-            positions, mask = torch.arange(seen, seen + new), causal_mask()[..., seen : seen + new, : seen + new]
-            close(y, run(chunk, positions, mask, their_cache), f"the chunk that ends at token {cache.position}")
+
+    def step(chunk, their_cache, seen):
+        end = seen + chunk.shape[1]
+        return run(chunk, torch.arange(seen, end), causal_mask()[..., seen:end, :end], their_cache)
+
+    cache, their_cache = assert_same_decoding(ours, step, x, [4, 3, *[1] * (TOKENS - 7)], config)
     layer = their_cache.layers[0]
     theirs = layer.keys.shape[1:].numel() + layer.values.shape[1:].numel()
     assert sum(tensor[0].numel() for tensor in cache.tensors.values()) == theirs  # they keep the latent as well
@@ -118,7 +104,9 @@ def test_left_padding_in_either_form(pair):
     with torch.no_grad():
         y, _ = ours(x, torch.arange(TOKENS)[None] >= 3)
         left = TOKENS - 3
-        close(y[:, 3:], run(x[:, 3:], torch.arange(left), causal_mask()[..., :left, :left]), "the output after padding")
+        assert_close(
+            y[:, 3:], run(x[:, 3:], torch.arange(left), causal_mask()[..., :left, :left]), "the output after padding"
+        )
 
 
 def test_one_new_token_is_absorbed_and_a_prompt_is_not():

@@ -6,6 +6,7 @@ import torch
 from blocks.sequence.lightning_attention import LightningAttention
 from doge_lab.errors import UserError
 from doge_lab.testing import check_same_function
+from parity.compare import assert_close
 
 BLOCK = "sequence/lightning_attention"
 ORACLE = "transformers' MiniMaxLightningAttention"
@@ -55,11 +56,6 @@ def load(theirs, tensors, heads):
     theirs.load_state_dict(weights, strict=False)
 
 
-def close(actual, expected, what, tolerance=1e-5):
-    off = ((actual - expected).abs().max() / expected.abs().max()).item()
-    assert off < tolerance, f"{what} is off by {off:.1e} of the largest"
-
-
 @pytest.mark.parametrize("impl", ["chunked", "reference"])
 @pytest.mark.parametrize(("rows", "tokens", "d_model", "heads", "head_dim", "layer", "layers", "block_size"), SHAPES)
 def test_forward_and_every_gradient(rows, tokens, d_model, heads, head_dim, layer, layers, block_size, impl):
@@ -67,13 +63,13 @@ def test_forward_and_every_gradient(rows, tokens, d_model, heads, head_dim, laye
     x, direction = torch.randn(2, rows, tokens, d_model)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     y, expected = ours(inputs[0])[0], theirs(inputs[1], None, None)[0]
-    close(y, expected, "the output")
+    assert_close(y, expected, "the output")
     for output in (y, expected):
         (output * direction).sum().backward()
-    close(inputs[0].grad, inputs[1].grad, "the gradient of x", 3e-5)
+    assert_close(inputs[0].grad, inputs[1].grad, "the gradient of x", tolerance=3e-5)
     gradients = renamed({name: parameter.grad for name, parameter in ours.named_parameters()}, heads)
     for name, parameter in theirs.named_parameters():
-        close(gradients[name], parameter.grad, f"the gradient of {name}", 3e-5)
+        assert_close(gradients[name], parameter.grad, f"the gradient of {name}", tolerance=3e-5)
 
 
 @pytest.mark.parametrize(("layer", "layers"), [(0, 1), (0, 2), (1, 2), (3, 5)])
@@ -85,15 +81,15 @@ def test_decoding_after_a_prompt_and_the_state(layer, layers):
         for part in x.split([21, *[1] * 8], dim=1):
             y, _ = ours(part, None, cache)
             cache.advance(part.shape[1])
-            close(y, theirs(part, None, None, past_key_values=their_cache)[0], "a decoded token")
-    close(cache["state"], their_cache.get_linear_cache(layer), "the state")
+            assert_close(y, theirs(part, None, None, past_key_values=their_cache)[0], "a decoded token")
+    assert_close(cache["state"], their_cache.get_linear_cache(layer), "the state")
 
 
 def test_left_padding_is_theirs():
     ours, theirs, _ = pair(16, 4, 4, 1, 3)
     x, mask = torch.randn(2, 21, 16), torch.arange(21)[None] >= torch.tensor([[0], [9]])
     with torch.no_grad():
-        close(ours(x, mask)[0] * mask[..., None], theirs(x, None, mask)[0] * mask[..., None], "a padded row")
+        assert_close(ours(x, mask)[0] * mask[..., None], theirs(x, None, mask)[0] * mask[..., None], "a padded row")
 
 
 @pytest.mark.parametrize("options", [{}, {"n_heads": 8, "head_dim": 3}])

@@ -10,6 +10,7 @@ from blocks.sequence.mamba import Mamba
 from doge_lab.layers import selective_scan
 from doge_lab.layers.selective_scan import chunked, recurrent
 from doge_lab.testing import check_same_function
+from parity.compare import assert_close, assert_same_decoding, assert_same_forward_and_backward
 
 BLOCK = "sequence/mamba"
 ORACLE = "transformers' MambaMixer, and the recurrence of the paper, written out in float64"
@@ -39,11 +40,6 @@ def like_ours(name, tensor):
     return tensor.T if name == "a_log" else tensor
 
 
-def close(actual, expected, what, tolerance=1e-5):
-    off = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30)  # below it, float32 has no numbers
-    assert off < tolerance, f"{what} is off by {off:.1e} of the largest"
-
-
 def pair(d_model, options, seed):
     """Our block and theirs with the same random weights."""
     from transformers.models.mamba import modeling_mamba as peer
@@ -71,33 +67,26 @@ def pair(d_model, options, seed):
 @pytest.mark.parametrize(("d_model", "tokens", "options"), SIZES)
 def test_forward_and_every_gradient(d_model, tokens, options, seed):
     ours, theirs, _ = pair(d_model, options, seed)
-    x = torch.randn(2, tokens, d_model, requires_grad=True)
-    x_theirs = x.detach().clone().requires_grad_()
-    direction = torch.randn(2, tokens, d_model)
-    y, expected = ours(x)[0], theirs(x_theirs)
-    close(y, expected, "the output")
-    (y * direction).sum().backward()
-    (expected * direction).sum().backward()
-    close(x.grad, x_theirs.grad, "the input's gradient")
+    assert_same_forward_and_backward(lambda x: ours(x)[0], theirs, (2, tokens, d_model), least=1e-30)
     for name, parameter in ours.named_parameters():
         gradient = like_ours(name, theirs.get_parameter(NAMES[name]).grad)
-        close(parameter.grad, gradient, f"the gradient of {name}")
+        assert_close(parameter.grad, gradient, f"the gradient of {name}", least=1e-30)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("d_model", "tokens", "options"), SIZES)
 def test_decoding_after_a_prompt(d_model, tokens, options, seed):
-    from transformers import DynamicCache
-
     ours, theirs, config = pair(d_model, options, seed)
     x = torch.randn(2, tokens + 7, d_model)
-    cache, their_cache = ours.init_cache(batch=2, capacity=tokens + 7), DynamicCache(config=config)
-    with torch.no_grad():
-        for part in x.split([tokens] + [1] * 7, dim=1):
-            y, _ = ours(part, None, cache)
-            cache.advance(part.shape[1])
-            close(y, theirs(part, cache_params=their_cache), f"the output at {cache.position} tokens")
-    close(cache["state"].mT, their_cache.layers[0].recurrent_states[0], "the state")
+    cache, their_cache = assert_same_decoding(
+        ours,
+        lambda part, cache, seen: theirs(part, cache_params=cache),
+        x,
+        [tokens] + [1] * 7,
+        config,
+        least=1e-30,
+    )
+    assert_close(cache["state"].mT, their_cache.layers[0].recurrent_states[0], "the state", least=1e-30)
 
 
 def by_the_paper(x, delta, a, b, c, state):
@@ -130,7 +119,7 @@ def test_the_scan_and_every_gradient(recur, longest_step, tokens, stretch, monke
     exact_gradients = torch.autograd.grad(exact, exact_inputs, [direction.double() for direction in directions])
     names = ("the output", "the state", *(f"the gradient of {name}" for name in ("x", "delta", "a", "b", "c", "state")))
     for name, ours, expected in zip(names, (*results, *gradients), (*exact, *exact_gradients), strict=True):
-        close(ours, expected, name)
+        assert_close(ours, expected, name, least=1e-30)
 
 
 def test_the_step_size_starts_where_the_paper_starts_it():
@@ -153,4 +142,4 @@ def test_gradients_of_stretches_are_those_of_the_recurrence():
     for block in (ours, reference):
         (block(x)[0] * direction).sum().backward()
     for name, parameter in ours.named_parameters():
-        close(parameter.grad, reference.get_parameter(name).grad, f"the gradient of {name}")
+        assert_close(parameter.grad, reference.get_parameter(name).grad, f"the gradient of {name}", least=1e-30)

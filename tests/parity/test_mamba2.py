@@ -5,6 +5,7 @@ import torch
 
 from blocks.sequence.mamba2 import Mamba2
 from doge_lab.testing import check_same_function
+from parity.compare import assert_close, assert_same_decoding, assert_same_forward_and_backward
 
 BLOCK = "sequence/mamba2"
 ORACLE = "transformers' Mamba2Mixer"
@@ -31,11 +32,6 @@ GATES = {"weak": -4.0, "ordinary": 0.0, "strong": 4.0}  # added to the bias of t
 def like_ours(name, tensor):
     """Theirs in our layout: a convolution's channels last."""
     return tensor.squeeze(1).T if name == "conv.weight" else tensor
-
-
-def close(actual, expected, what, tolerance=1e-5):
-    off = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
-    assert off < tolerance, f"{what} is off by {off:.1e} of the largest"
 
 
 def pair(d_model, options, gates="ordinary", seed=0):
@@ -70,33 +66,28 @@ def pair(d_model, options, gates="ordinary", seed=0):
 @pytest.mark.parametrize(("d_model", "tokens", "options"), SIZES)
 def test_forward_and_every_gradient(d_model, tokens, options, gates):
     ours, theirs, _ = pair(d_model, options, gates)
-    x = torch.randn(2, tokens, d_model, requires_grad=True)
-    x_theirs = x.detach().clone().requires_grad_()
-    direction = torch.randn(2, tokens, d_model)
-    y, expected = ours(x)[0], theirs(x_theirs)
-    close(y, expected, "the output")
-    (y * direction).sum().backward()
-    (expected * direction).sum().backward()
-    close(x.grad, x_theirs.grad, "the input's gradient")
+    assert_same_forward_and_backward(lambda x: ours(x)[0], theirs, (2, tokens, d_model), least=1e-30)
     for name, parameter in ours.named_parameters():
         gradient = like_ours(name, theirs.get_parameter(NAMES[name]).grad)
-        close(parameter.grad, gradient, f"the gradient of {name}", 3e-5)  # theirs adds up decays in float32
+        assert_close(
+            parameter.grad, gradient, f"the gradient of {name}", tolerance=3e-5, least=1e-30
+        )  # theirs adds up decays in float32
 
 
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize(("d_model", "tokens", "options"), SIZES)
 def test_decoding_after_a_prompt(d_model, tokens, options, gates):
-    from transformers import DynamicCache
-
     ours, theirs, config = pair(d_model, options, gates, seed=1)
     x = torch.randn(2, tokens + 7, d_model)
-    cache, their_cache = ours.init_cache(batch=2, capacity=tokens + 7), DynamicCache(config=config)
-    with torch.no_grad():
-        for part in x.split([tokens] + [1] * 7, dim=1):
-            y, _ = ours(part, None, cache)
-            cache.advance(part.shape[1])
-            close(y, theirs(part, cache_params=their_cache), f"the output at {cache.position} tokens")
-    close(cache["state"].mT, their_cache.layers[0].recurrent_states[0], "the state")
+    cache, their_cache = assert_same_decoding(
+        ours,
+        lambda part, cache, seen: theirs(part, cache_params=cache),
+        x,
+        [tokens] + [1] * 7,
+        config,
+        least=1e-30,
+    )
+    assert_close(cache["state"].mT, their_cache.layers[0].recurrent_states[0], "the state", least=1e-30)
 
 
 @pytest.mark.parametrize("options", [{}, {"n_groups": 2, "n_heads": 8}])
@@ -113,7 +104,7 @@ def test_gradients_of_chunks_are_those_of_the_recurrence(gates):
     for block in (ours, reference):
         (block(x)[0] * direction).sum().backward()
     for name, parameter in ours.named_parameters():
-        close(parameter.grad, reference.get_parameter(name).grad, f"the gradient of {name}")
+        assert_close(parameter.grad, reference.get_parameter(name).grad, f"the gradient of {name}", least=1e-30)
 
 
 def test_step_sizes_and_decays_start_where_the_paper_starts_them():

@@ -8,6 +8,7 @@ import torch
 
 from blocks.sequence.mlstm import Mlstm
 from doge_lab.testing import check_same_function
+from parity.compare import assert_close
 
 BLOCK = "sequence/mlstm"
 ORACLE = "transformers' xLSTMLayer, and the recurrence of the paper, written out in float64"
@@ -26,11 +27,6 @@ NAMES = {
     "norm_scale": "multihead_norm.weight",
     "out.weight": "out_proj.weight",
 }
-
-
-def close(actual, expected, what, tolerance=1e-5):
-    off = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
-    assert off < tolerance, f"{what} is off by {off:.1e} of the largest"
 
 
 def close_gradients(block, expected, tolerance=3e-5):
@@ -83,12 +79,12 @@ def test_forward_and_every_gradient(d_model, tokens, options, gates):
     x_theirs = x.detach().clone().requires_grad_()
     direction = torch.randn(2, tokens, d_model)
     y, expected = ours(x)[0], theirs(x_theirs)[0]
-    close(y, expected, "the output")
+    assert_close(y, expected, "the output", least=1e-30)
     (y * direction).sum().backward()
     (expected * direction).sum().backward()
     # Strong gates meet queries at right angles to the normaliser, where theirs in float32 is off by 2e-4 of float64.
     tolerance = 1e-3 if gates == "strong" else 3e-5
-    close(x.grad, x_theirs.grad, "the input's gradient", tolerance)
+    assert_close(x.grad, x_theirs.grad, "the input's gradient", tolerance=tolerance, least=1e-30)
     close_gradients(ours, {name: theirs.get_parameter(NAMES[name]).grad for name in NAMES}, tolerance)
 
 
@@ -103,11 +99,11 @@ def test_decoding_after_a_prompt(d_model, tokens, options, gates):
             y, _ = ours(part, None, cache)
             cache.advance(part.shape[1])
             expected, state = theirs(part, state)
-            close(y, expected, f"the output at {cache.position} tokens")
+            assert_close(y, expected, f"the output at {cache.position} tokens", least=1e-30)
     memory, normaliser, stabiliser = state
-    close(cache["state"], memory, "the memory")
-    close(cache["normaliser"], normaliser, "the normaliser")
-    close(cache["stabiliser"], stabiliser.squeeze(-1), "the stabiliser")
+    assert_close(cache["state"], memory, "the memory", least=1e-30)
+    assert_close(cache["normaliser"], normaliser, "the normaliser", least=1e-30)
+    assert_close(cache["stabiliser"], stabiliser.squeeze(-1), "the stabiliser", least=1e-30)
 
 
 def by_the_paper(block, w, x, published):
@@ -147,7 +143,9 @@ def test_the_equations_without_a_stabiliser(gates, fidelity, impl):
     w = {name: parameter.detach().double().requires_grad_() for name, parameter in block.named_parameters()}
     exact = by_the_paper(block, w, x.double(), fidelity == "published")
     (exact * direction).sum().backward()
-    close(y, exact, "the output", 3e-5)  # the published code adds 1e-6 to what it divides by
+    assert_close(
+        y, exact, "the output", tolerance=3e-5, least=1e-30
+    )  # the published code adds 1e-6 to what it divides by
     close_gradients(block, {name: weight.grad for name, weight in w.items()})
 
 

@@ -12,6 +12,7 @@ from blocks.sequence.rg_lru import RgLru
 from doge_lab.layers import elementwise_recurrence
 from doge_lab.layers.elementwise_recurrence import chunked, recurrent
 from doge_lab.testing import check_same_function
+from parity.compare import assert_close
 
 BLOCK = "sequence/rg_lru"
 ORACLE = "transformers' RecurrentGemmaRecurrentBlock"
@@ -24,11 +25,6 @@ SIZES = [  # d_model, tokens, options
 ]
 WIDTHS = [*SIZES, (24, 9, {"expand": 1.5, "n_heads": 2})]
 GATES = {"weak": -4.0, "ordinary": 0.0, "strong": 4.0}  # added to λ
-
-
-def close(actual, expected, what, tolerance=1e-5):
-    off = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
-    assert off < tolerance, f"{what} is off by {off:.1e} of the largest"
 
 
 def in_our_layout(theirs, kind):
@@ -83,13 +79,13 @@ def test_forward_and_every_gradient(d_model, tokens, options, gates):
     x_theirs = x.detach().double().requires_grad_()
     direction = torch.randn(2, tokens, d_model)
     y, expected = ours(x)[0], run(theirs, x_theirs, 0, options, use_cache=False)
-    close(y, expected, "the output")
+    assert_close(y, expected, "the output", least=1e-30)
     (y * direction).sum().backward()
     (expected * direction).sum().backward()
-    close(x.grad, x_theirs.grad, "the input's gradient")
+    assert_close(x.grad, x_theirs.grad, "the input's gradient", least=1e-30)
     gradients = in_our_layout(theirs, "grad")
     for name, parameter in ours.named_parameters():
-        close(parameter.grad, gradients[name], f"the gradient of {name}")
+        assert_close(parameter.grad, gradients[name], f"the gradient of {name}", least=1e-30)
 
 
 @pytest.mark.parametrize("gates", GATES)
@@ -103,8 +99,8 @@ def test_decoding_after_a_prompt(d_model, tokens, options, gates):
             expected = run(theirs, part.double(), cache.position, options, use_cache=True)
             y, _ = ours(part, None, cache)
             cache.advance(part.shape[1])
-            close(y, expected, f"the output at {cache.position} tokens")
-    close(cache["state"], theirs.rg_lru.recurrent_states, "the state")
+            assert_close(y, expected, f"the output at {cache.position} tokens", least=1e-30)
+    assert_close(cache["state"], theirs.rg_lru.recurrent_states, "the state", least=1e-30)
 
 
 def by_loops(decay, x, state):
@@ -130,7 +126,7 @@ def test_the_recurrence_and_every_gradient(tokens, power, few_numbers, monkeypat
     for result in results[1:]:
         names = ("the states", "the gradient of the decay", "of x", "of the first state")
         for name, ours, expected in zip(names, result, results[0], strict=True):
-            close(ours, expected, name)
+            assert_close(ours, expected, name, least=1e-30)
 
 
 @pytest.mark.parametrize("options", [{}, {"first_token": "whole", "n_heads": 2}])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from blocks.sequence.short_conv import ShortConv
+from parity.compare import assert_close, assert_same_decoding, assert_same_forward_and_backward
 
 BLOCK = "sequence/short_conv"
 ORACLE = "transformers' Lfm2ShortConv"
@@ -36,38 +37,21 @@ def pair(request):
     return ours, theirs, config
 
 
-def close(actual, expected, what):
-    difference = (actual - expected).abs().max() / expected.abs().max()
-    assert difference < 1e-5, f"{what} is off by {difference:.1e} of the largest"
-
-
 @pytest.mark.parametrize("padded", [False, True])
 def test_forward_and_every_gradient(pair, padded):
     ours, theirs, _ = pair
     mask = torch.ones(2, TOKENS)
     mask[0, : 3 * padded] = 0
-    x = torch.randn(2, TOKENS, D_MODEL, requires_grad=True)
-    x_theirs = x.detach().clone().requires_grad_()
-    direction = torch.randn(2, TOKENS, D_MODEL) * mask[..., None]
-    y, _ = ours(x, mask)
-    expected = theirs(x_theirs, attention_mask=mask)
-    close(y * mask[..., None], expected * mask[..., None], "the output")
-    (y * direction).sum().backward()
-    (expected * direction).sum().backward()
-    close(x.grad, x_theirs.grad, "the input's gradient")
-    close(ours.in_proj.weight.grad, theirs.in_proj.weight.grad, "the input projection's gradient")
-    close(ours.out.weight.grad, theirs.out_proj.weight.grad, "the output projection's gradient")
-    close(ours.conv.weight.grad.t()[:, None], theirs.conv.weight.grad, "the kernel's gradient")
+    assert_same_forward_and_backward(
+        lambda x: ours(x, mask)[0], lambda x: theirs(x, attention_mask=mask), (2, TOKENS, D_MODEL), mask=mask
+    )
+    assert_close(ours.in_proj.weight.grad, theirs.in_proj.weight.grad, "the input projection's gradient")
+    assert_close(ours.out.weight.grad, theirs.out_proj.weight.grad, "the output projection's gradient")
+    assert_close(ours.conv.weight.grad.t()[:, None], theirs.conv.weight.grad, "the kernel's gradient")
 
 
 def test_decoding_after_a_prompt(pair):
-    from transformers import DynamicCache
-
     ours, theirs, config = pair
     x = torch.randn(2, TOKENS, D_MODEL)
-    cache, their_cache = ours.init_cache(batch=2, capacity=TOKENS), DynamicCache(config=config)
-    with torch.no_grad():
-        for chunk in x.split([4, *[1] * (TOKENS - 4)], dim=1):
-            y, _ = ours(chunk, None, cache)
-            cache.advance(chunk.shape[1])
-            close(y, theirs(chunk, their_cache), f"the chunk that ends at token {cache.position}")
+    parts = [4, *[1] * (TOKENS - 4)]
+    assert_same_decoding(ours, lambda chunk, cache, seen: theirs(chunk, cache), x, parts, config)

@@ -6,6 +6,7 @@ from torch.nn.functional import gelu, layer_norm
 
 from blocks.sequence.ttt_linear import TttLinear
 from doge_lab.testing import check_same_function
+from parity.compare import assert_close
 
 BLOCK = "sequence/ttt_linear"
 ORACLE = "the paper's gradient descent in float64, its gradient taken by autograd"
@@ -79,11 +80,6 @@ def exact_copy(block):
     return {name: parameter.detach().double().requires_grad_() for name, parameter in block.named_parameters()}
 
 
-def close(actual, expected, what, tolerance=1e-5):
-    off = (actual - expected).abs().max() / expected.abs().max()
-    assert off < tolerance, f"{what} is off by {off:.1e} of the largest"
-
-
 @pytest.mark.parametrize("impl", ["chunked", "reference"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(("tokens", "scale"), [(1, 1.0), (11, 20.0), (24, 1.0)])
@@ -95,12 +91,12 @@ def test_outputs_and_every_gradient(impl, options, tokens, scale):
     w, exact_x = exact_copy(block), x.detach().double().requires_grad_()
     exact = by_the_paper(exact_x, w, block.config)
     (exact * direction).sum().backward()
-    close(y, exact, "the output")
+    assert_close(y, exact, "the output")
     # The gradient of an inner gradient passes through LN twice at each mini-batch.
-    close(x.grad, exact_x.grad, "the gradient of the input", 1e-4)
+    assert_close(x.grad, exact_x.grad, "the gradient of the input", tolerance=1e-4)
     for name, parameter in block.named_parameters():
         if w[name].grad.any():
-            close(parameter.grad, w[name].grad, f"the gradient of {name}", 1e-4)
+            assert_close(parameter.grad, w[name].grad, f"the gradient of {name}", tolerance=1e-4)
         else:
             assert not parameter.grad.any(), name
 
@@ -115,7 +111,7 @@ def test_any_calls_are_one_sequence(options, calls):
             outputs.append(block(chunk, None, cache)[0])
             cache.advance(chunk.shape[1])
     exact = by_the_paper(x.detach().double(), exact_copy(block), block.config)
-    close(torch.cat(outputs, 1), exact.detach(), "the output", 2e-5)
+    assert_close(torch.cat(outputs, 1), exact.detach(), "the output", tolerance=2e-5)
 
 
 @pytest.mark.parametrize("calls", [(30,), (1,) * 30, (4, 1, 13, 12)], ids=str)
@@ -130,7 +126,7 @@ def test_padding_anywhere_shifts_no_mini_batch(options, calls):
             cache.advance(chunk.shape[1])
     for row, real in enumerate(mask):
         exact = by_the_paper(x[row : row + 1, real].detach().double(), exact_copy(block), block.config)
-        close(torch.cat(outputs, 1)[row : row + 1, real], exact.detach(), f"row {row}", 2e-5)
+        assert_close(torch.cat(outputs, 1)[row : row + 1, real], exact.detach(), f"row {row}", tolerance=2e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"mini_batch": 3, "n_heads": 2, "gate": True}], ids=str)
