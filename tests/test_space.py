@@ -1,11 +1,15 @@
 """Holes are found, named, drawn and refused as the space file says."""
 
+from pathlib import Path
+
 import pytest
 
+from doge_lab import config, registry
 from doge_lab.errors import UserError
 from doge_lab.search.config import load_space, parse_space
 from doge_lab.search.space import alternatives, fill, holes
 
+SPACES = Path(__file__).parent.parent / "search_spaces"
 LAYERS = [
     {"sequence": "none", "state": "mlp"},
     {
@@ -163,3 +167,14 @@ def test_every_shipped_space_is_readable(request):
     assert {"cache_vs_knowledge", "cache_vs_knowledge_active", "tiny", "doge", "gpu"} <= {file.stem for file in files}
     for file in files:
         assert load_space(file).name == file.stem
+
+
+@pytest.mark.parametrize("name", ["cache_vs_knowledge", "cache_vs_knowledge_active", "doge"])
+def test_the_match_of_a_shipped_space_starves_no_block(name):
+    for filled in alternatives(load_space(SPACES / f"{name}.yaml").run):
+        written, resolved = config.parse(filled), config.parse(filled).resolved()
+        for before, after in zip(written.model.layers, resolved.model.layers, strict=True):
+            option = registry.get("state", after.state.type).width_option
+            if option is not None and getattr(before.state.options, option) is None:
+                width = getattr(after.state.options, option)
+                assert width >= 8, f"the match leaves {after.state.type} {option}={width}"
