@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -60,28 +60,16 @@ def writing_to(directory: Path) -> Iterator[None]:
 def open_study(directory: Path, space: Space, *, seed: int) -> tuple[Study, BaseStorage]:
     """Create the study of a new search, or continue one. Raises `UserError` when the folder is another space's."""
     path = directory / STUDY
-    directory.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.get_storage(_url(path))
-    for name in optuna.get_all_study_names(storage):
-        if name != space.name:
-            raise UserError(f"{directory} holds the search {name!r}, not {space.name!r}; choose another --out")
-    study = optuna.create_study(
-        storage=storage,
-        study_name=space.name,
-        directions=list(space.search.objectives.values()),
-        load_if_exists=True,
-    )
+    if not path.exists():
+        _create(path, space, seed=seed)
+    storage = RDBStorage(_url(path))
+    (name,) = optuna.get_all_study_names(storage)
+    if name != space.name:
+        raise UserError(f"{directory} holds the search {name!r}, not {space.name!r}; choose another --out")
+    study = optuna.load_study(study_name=name, storage=storage)
     # A resumed sampler must not repeat the draws of the first part.
     study.sampler = build_sampler(space.search, seed + len(study.trials))
-    if "space" not in study.user_attrs:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names(list(space.search.objectives))
-        study.set_user_attr("seed", seed)
-        study.set_user_attr("confirmed", {})
-        study.set_user_attr("space", space.dump())
-        return study, storage
     before = parse_space(study.user_attrs["space"], space.name)
     decisive = {"objectives", "constraints", "allow_faults"}
     if before.run != space.run or before.search.model_dump(include=decisive) != space.search.model_dump(
@@ -92,6 +80,25 @@ def open_study(directory: Path, space: Space, *, seed: int) -> tuple[Study, Base
         raise UserError(f"{directory} was searched with --seed {study.user_attrs['seed']}; resume it with the same")
     study.set_user_attr("space", space.dump())
     return study, storage
+
+
+def _create(path: Path, space: Space, *, seed: int) -> None:
+    """A new study, under its name only when it is whole: who reads a half-made database would make it as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half_made = path.with_name(f".{path.name}.new")
+    half_made.unlink(missing_ok=True)
+    storage = RDBStorage(_url(half_made))
+    study = optuna.create_study(
+        storage=storage, study_name=space.name, directions=list(space.search.objectives.values())
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(list(space.search.objectives))
+    for name, value in {"seed": seed, "confirmed": {}, "space": space.dump()}.items():
+        study.set_user_attr(name, value)
+    storage.remove_session()
+    storage.engine.dispose()
+    half_made.rename(path)
 
 
 def build_sampler(search: SearchConfig, seed: int) -> BaseSampler:
@@ -119,8 +126,6 @@ def load_study(directory: Path) -> Study:
         study = optuna.load_study(study_name=name, storage=_url(path))
     except (OSError, ValueError, SQLAlchemyError, StorageInternalError) as error:
         raise error if isinstance(error, UserError) else UserError(f"{path} is no study of doge_lab") from None
-    if "space" not in study.user_attrs:
-        raise UserError(f"{directory} holds a search that ended before it began; search again with --resume")
     return study
 
 
