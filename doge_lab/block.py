@@ -102,11 +102,11 @@ class Block(nn.Module, abc.ABC):
     def flops_per_token(self, context: int) -> int:
         """Forward FLOPs of one decoding step that sees `context` tokens, itself included (a multiply-add is 2).
 
-        Matrix products only, as PyTorch's FLOP counter counts them.
+        Products as PyTorch's FLOP counter counts them, and those of `uncounted_flops_per_token`; no elementwise work.
         """
 
     def uncounted_flops_per_token(self, context: int) -> int:
-        """The part of `flops_per_token` that PyTorch's counter cannot see, such as a fused kernel; counted by hand."""
+        """The part of `flops_per_token` that PyTorch's counter cannot see: outer products, fused kernels."""
         return 0
 
     def active_params(self) -> int:

@@ -15,6 +15,7 @@ Source: Arora et al. 2024, https://arxiv.org/abs/2402.18668
 Shape letters: B batch row, T new token, D d_model, H head, K channel of a query or key, F feature, V value channel.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -95,9 +96,11 @@ class Based(SequenceBlock):
         return {"state": Fixed((heads, features * columns - 1))}
 
     def flops_per_token(self, context: int) -> int:
-        heads, features, columns = self._state_shape
         projections = sum(linear.weight.numel() for linear in (self.q, self.k, self.v, self.out))
-        return 2 * projections + 2 * heads * features * columns
+        return 2 * projections + 2 * math.prod(self._state_shape) + self.uncounted_flops_per_token(context)
+
+    def uncounted_flops_per_token(self, context: int) -> int:
+        return 2 * math.prod(self._state_shape)  # the outer product that the state takes up
 
 
 def taylor_features(x: Tensor) -> Tensor:

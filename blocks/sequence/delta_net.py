@@ -108,4 +108,7 @@ class DeltaNet(SequenceBlock):
 
     def flops_per_token(self, context: int) -> int:
         projections = sum(linear.weight.numel() for linear in (self.qkv, self.strength, self.out))
-        return 2 * projections + 4 * self.n_heads * self.head_k * self.head_v
+        return 2 * projections + 4 * self.n_heads * self.head_k * self.head_v + self.uncounted_flops_per_token(context)
+
+    def uncounted_flops_per_token(self, context: int) -> int:
+        return 2 * self.n_heads * self.head_k * self.head_v  # the outer product that the state takes up

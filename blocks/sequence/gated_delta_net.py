@@ -125,4 +125,9 @@ class GatedDeltaNet(SequenceBlock):
 
     def flops_per_token(self, context: int) -> int:
         linears = (self.qkv, self.strength, self.step, self.gate, self.out)
-        return 2 * sum(linear.weight.numel() for linear in linears) + 4 * self.n_value_heads * self.head_k * self.head_v
+        projections = sum(linear.weight.numel() for linear in linears)
+        reads = 4 * self.n_value_heads * self.head_k * self.head_v
+        return 2 * projections + reads + self.uncounted_flops_per_token(context)
+
+    def uncounted_flops_per_token(self, context: int) -> int:
+        return 2 * self.n_value_heads * self.head_k * self.head_v  # the outer product that the state takes up

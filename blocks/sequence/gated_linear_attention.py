@@ -105,4 +105,8 @@ class GatedLinearAttention(SequenceBlock):
 
     def flops_per_token(self, context: int) -> int:
         linears = (self.q, self.k, self.v, self.decay_down, self.decay_up, self.gate, self.out)
-        return 2 * sum(linear.weight.numel() for linear in linears) + 2 * self.n_heads * self.head_k * self.head_v
+        counted = 2 * sum(linear.weight.numel() for linear in linears) + 2 * self.n_heads * self.head_k * self.head_v
+        return counted + self.uncounted_flops_per_token(context)
+
+    def uncounted_flops_per_token(self, context: int) -> int:
+        return 2 * self.n_heads * self.head_k * self.head_v  # the outer product that the state takes up

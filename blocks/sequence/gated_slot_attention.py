@@ -102,4 +102,7 @@ class GatedSlotAttention(SequenceBlock):
 
     def flops_per_token(self, context: int) -> int:
         projections = sum(linear.weight.numel() for linear in (self.q, self.k, self.v, self.decay, self.out))
-        return 2 * projections + 4 * self.n_slots * self.d_model
+        return 2 * projections + 4 * self.n_slots * self.d_model + self.uncounted_flops_per_token(context)
+
+    def uncounted_flops_per_token(self, context: int) -> int:
+        return 4 * self.n_slots * self.d_model  # the outer products that the two memories take up

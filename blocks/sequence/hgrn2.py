@@ -93,4 +93,7 @@ class Hgrn2(SequenceBlock):
 
     def flops_per_token(self, context: int) -> int:
         projections = sum(linear.weight.numel() for linear in (self.q, self.forget, self.v, self.out))
-        return 2 * projections + 2 * self.d_model * self.config.expand_ratio
+        return 2 * projections + 2 * self.d_model * self.config.expand_ratio + self.uncounted_flops_per_token(context)
+
+    def uncounted_flops_per_token(self, context: int) -> int:
+        return 2 * self.d_model * self.config.expand_ratio  # the outer product that the state takes up

@@ -107,4 +107,7 @@ class KimiDeltaAttention(SequenceBlock):
     def flops_per_token(self, context: int) -> int:
         gates = (self.strength, self.step_down, self.step_up, self.gate_down, self.gate_up)
         projections = sum(linear.weight.numel() for linear in (self.qkv, *gates, self.out))
-        return 2 * projections + 4 * self.n_heads * self.head_dim**2
+        return 2 * projections + 4 * self.n_heads * self.head_dim**2 + self.uncounted_flops_per_token(context)
+
+    def uncounted_flops_per_token(self, context: int) -> int:
+        return 2 * self.n_heads * self.head_dim**2  # the outer product that the state takes up

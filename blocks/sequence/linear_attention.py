@@ -15,6 +15,7 @@ https://arxiv.org/abs/2402.04347 ; normalised outputs: Qin et al. 2022, https://
 Shape letters: B batch row, T new token, D d_model, H head, K channel of a head, F feature.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -132,5 +133,8 @@ class LinearAttention(SequenceBlock):
     def flops_per_token(self, context: int) -> int:
         weights = [linear.weight for linear in (self.q, self.k, self.v, self.out)]
         weights += [features for features in (self.q_features, self.k_features) if features is not None]
-        heads, features, columns = self._state_shape
-        return 2 * sum(weight.numel() for weight in weights) + 2 * heads * features * columns
+        counted = 2 * sum(weight.numel() for weight in weights) + 2 * math.prod(self._state_shape)
+        return counted + self.uncounted_flops_per_token(context)
+
+    def uncounted_flops_per_token(self, context: int) -> int:
+        return 2 * math.prod(self._state_shape)  # the outer product that the state takes up

@@ -152,4 +152,8 @@ class Rwkv7(SequenceBlock):
         }
 
     def flops_per_token(self, context: int) -> int:
-        return 2 * sum(linear.weight.numel() for linear in self._linears()) + 4 * self.d_model * self.head_dim
+        counted = 2 * sum(linear.weight.numel() for linear in self._linears()) + 4 * self.d_model * self.head_dim
+        return counted + self.uncounted_flops_per_token(context)
+
+    def uncounted_flops_per_token(self, context: int) -> int:
+        return 4 * self.d_model * self.head_dim  # two outer products: what is unlearned, and the value

@@ -116,4 +116,8 @@ class TitansMemory(SequenceBlock):
     def flops_per_token(self, context: int) -> int:
         linears = (self.qkv, self.rates, self.gate, self.out)
         memory = self.key_dim * self.value_dim // self.config.n_heads
-        return 2 * sum(linear.weight.numel() for linear in linears) + 4 * memory
+        counted = 2 * sum(linear.weight.numel() for linear in linears) + 4 * memory
+        return counted + self.uncounted_flops_per_token(context)
+
+    def uncounted_flops_per_token(self, context: int) -> int:
+        return 2 * self.key_dim * self.value_dim // self.config.n_heads  # the outer product that the momentum takes up

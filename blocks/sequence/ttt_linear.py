@@ -187,7 +187,11 @@ class TttLinear(SequenceBlock):
 
     def flops_per_token(self, context: int) -> int:
         linears = (self.qkv, self.rate, self.gate, self.out)
-        return 2 * sum(linear.weight.numel() for linear in linears if linear is not None) + 4 * self.initial.numel()
+        counted = 2 * sum(linear.weight.numel() for linear in linears if linear is not None) + 4 * self.initial.numel()
+        return counted + self.uncounted_flops_per_token(context)
+
+    def uncounted_flops_per_token(self, context: int) -> int:
+        return 2 * self.initial.numel()  # the outer product of a gradient
 
 
 def _with_one(heads: Tensor) -> Tensor:
