@@ -16,11 +16,12 @@ METRIC_NAMES = ("bits", "accuracy", "bits_per_param", "bits_per_active_param")
 
 @dataclass(frozen=True)
 class Measured:
-    """metrics: task label -> metrics. cost: `Cost.dump()`. seconds: wall seconds of training and scoring."""
+    """metrics: task label -> metrics. cost: `Cost.dump()`. Of training and scoring: wall seconds, and CPU seconds."""
 
     metrics: dict[str, dict[str, Any]]
     cost: dict[str, Any]
     seconds: float
+    cpu_seconds: float = 0.0
 
     def value(self, name: str) -> float:
         """`cache_bytes`, or `capacity.bits`."""
@@ -45,7 +46,7 @@ def evaluate(
     on_report: Mapping[str, OnReport] | None = None,
 ) -> Measured:
     """Train the resolved `run` on each of its tasks, below `folder`; what is finished there is not done again."""
-    metrics, seconds = {}, 0.0
+    metrics, seconds, cpu_seconds = {}, 0.0, 0.0
     for task in run.tasks:
         report = (on_report or {}).get(task.label, lambda point: None)
         end = execute(
@@ -53,7 +54,8 @@ def evaluate(
         )
         metrics[task.label] = end["metrics"]
         seconds += end["wall_seconds"]
-    return Measured(metrics, run.cost().dump(), seconds)
+        cpu_seconds += end["cpu_seconds"]
+    return Measured(metrics, run.cost().dump(), seconds, cpu_seconds)
 
 
 def run_folder(folder: Path, run: RunConfig, task: Task, scored_on: ScoredOn) -> Path:

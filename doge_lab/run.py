@@ -1,7 +1,7 @@
 """One run: one task, one model trained from scratch, one folder with its record.
 
 FOLDER/record.jsonl        start: configuration, code, packages, seed, data hash, cost, device
-                           report: a point of the curve      end: metrics, seconds of training and scoring
+                           report: a point of the curve      end: metrics; wall, CPU and GPU seconds of it all
                            failed: the reason
 FOLDER/model.safetensors   the trained weights
 FOLDER/checkpoint.safetensors   while it runs, for runs that take longer than half a minute
@@ -77,11 +77,13 @@ def execute(
     metrics |= _per_parameter(metrics, cost.params, cost.active_params)
     metrics["exposures"] = data.exposures(config.steps * config.batch_size)
     save_tensors(model.state_dict(), folder / WEIGHTS)
+    wall_seconds = trained.wall_seconds + time.monotonic() - wall
     end = write(
         "end",
         metrics=metrics,
-        wall_seconds=trained.wall_seconds + time.monotonic() - wall,
+        wall_seconds=wall_seconds,
         cpu_seconds=trained.cpu_seconds + time.process_time() - cpu,
+        gpu_seconds=wall_seconds if device.startswith("cuda") else 0.0,  # how long a GPU was held
     )
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return end
@@ -143,9 +145,15 @@ def _provenance(device: str) -> dict[str, Any]:
         "code": code_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "machine": {"device": device, "processor": platform.processor() or platform.machine()},
+        "machine": {"device": device, "processor": _processor(device)},
         "threads": torch.get_num_threads(),
     }
+
+
+def _processor(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
 
 
 def _per_parameter(metrics: Metrics, params: int, active_params: int) -> Metrics:

@@ -38,6 +38,7 @@ class Outcome:
     failed: str | None = None
     diverged: bool = False
     seconds: float | None = None
+    cpu_seconds: float | None = None
 
     @property
     def bits(self) -> float | None:

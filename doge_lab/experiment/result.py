@@ -6,9 +6,9 @@ arms[]: name, model, cost {params, embedding_params, active_params, flops_per_to
 tasks{label}: train       the chosen setting {lr, weight_decay}, `at_edge`, and the grid it was chosen from
 bits        {mean, half, n} on test: bits, half the 95 % t interval over seeds, seeds
 accuracy    likewise
-seconds     mean wall seconds of a run
+seconds, cpu_seconds   of a run, mean: on the wall clock, and of the processor
 diverged, failed, saturated   numbers of seeds
-seeds[]     {seed, metrics | failed, seconds}
+seeds[]     {seed, metrics | failed, seconds, cpu_seconds}
 """
 
 import json
@@ -94,7 +94,6 @@ def _arm(cells: Sequence[Cell]) -> dict[str, Any]:
 def _cell(cell: Cell) -> dict[str, Any]:
     scored = [outcome for outcome in cell.reported if outcome.metrics is not None]
     bits = [outcome.bits for outcome in cell.reported if outcome.bits is not None]
-    seconds = [outcome.seconds for outcome in scored if outcome.seconds is not None]
     return {
         "task": cell.task.model_dump(mode="json"),
         "train": {**cell.chosen.dump(), "at_edge": cell.at_edge} if cell.chosen else None,
@@ -105,12 +104,18 @@ def _cell(cell: Cell) -> dict[str, Any]:
         ],
         "bits": t_interval(bits)._asdict() if bits else None,
         "accuracy": t_interval([o.metrics["accuracy"] for o in scored if o.metrics])._asdict() if scored else None,
-        "seconds": fmean(seconds) if seconds else None,
+        "seconds": _mean([outcome.seconds for outcome in scored]),
+        "cpu_seconds": _mean([outcome.cpu_seconds for outcome in scored]),
         "diverged": sum(outcome.diverged for outcome in cell.reported),
         "failed": sum(outcome.bits is None for outcome in cell.reported),
         "saturated": sum(bool(outcome.metrics and outcome.metrics.get("saturated")) for outcome in scored),
         "seeds": [_brief(outcome) for outcome in cell.reported],
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _brief(outcome: Outcome) -> dict[str, Any]:

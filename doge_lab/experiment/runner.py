@@ -81,7 +81,8 @@ class Runner:
             diverged = content.get("diverged", False)
             outcome = Outcome(job.seed, None, content["reason"], diverged)
         else:
-            outcome = Outcome(job.seed, content["metrics"][job.cell.task.label], seconds=content["seconds"])
+            spent = {name: content[name] for name in ("seconds", "cpu_seconds")}
+            outcome = Outcome(job.seed, content["metrics"][job.cell.task.label], **spent)
         job.cell.note(job, outcome)
         begins = job.scored_on == "validation" and job.cell.is_tuned
         return list(job.cell.reporting()) if begins else []

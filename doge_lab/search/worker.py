@@ -2,7 +2,8 @@
 
     job     {"job": 7, "run": {...}, "folder": "...", "scored_on": "validation"}      or {"job": -1, "suspect": {...}}
     answer  {"event": "report", "job": 7, "task": "recall", "step": 120, "steps": 300}
-            {"event": "done", "job": 7, "metrics": {...}, "seconds": 8.1}                  or "results" of the checks
+            {"event": "done", "job": 7, "metrics": {...}, "seconds": 8.1, "cpu_seconds": 8.0}
+            {"event": "done", "job": -1, "results": [...]}                             of the checks
             {"event": "failed", "job": 7, "reason": "..."}
             {"event": "examined", "job": 7, "suspect": {...}, "results": [...]}
 
@@ -80,7 +81,8 @@ def _train(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
         (folder / f"error-{number}.txt").write_text(traceback.format_exc(), encoding="utf-8")
         _answer(answers, event="failed", job=number, reason=_one_line(error))
     else:
-        _answer(answers, event="done", job=number, metrics=measured.metrics, seconds=measured.seconds)
+        spent = {"seconds": measured.seconds, "cpu_seconds": measured.cpu_seconds}
+        _answer(answers, event="done", job=number, metrics=measured.metrics, **spent)
 
 
 def _examine_first(job: Mapping[str, Any], answers: TextIO) -> str:
