@@ -100,10 +100,14 @@ def _info(kind: "Kind", name: str) -> BlockInfo:
     module = points[0].module if points else f"blocks.{kind}.{name}"
     spec = importlib.util.find_spec(module)
     text = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-    docstring = ast.get_docstring(ast.parse(text)) or name
-    summary = docstring.split("\n\n")[0].replace("\n", " ")
+    summary, source = summary_and_source(ast.get_docstring(ast.parse(text)) or name)
+    return BlockInfo(name, kind, summary, source or module, module)
+
+
+def summary_and_source(docstring: str) -> tuple[str, str]:
+    """The first paragraph of a module's docstring, and what it cites after `Source:`, each on one line."""
     cited = re.search(r"^Source: (.+?)(?:\n\n|\Z)", docstring, flags=re.MULTILINE | re.DOTALL)
-    return BlockInfo(name, kind, summary, " ".join(cited[1].split()) if cited else module, module)
+    return " ".join(docstring.split("\n\n")[0].split()), " ".join(cited[1].split()) if cited else ""
 
 
 def _only_block(kind: "Kind", module: ModuleType) -> type["Block"]:

@@ -8,10 +8,12 @@ Source: Student 1908, https://doi.org/10.1093/biomet/6.1.1
 """
 
 from collections.abc import Mapping, Sequence
-from math import isfinite, sqrt
+from math import isfinite, prod, sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 MOST_SEEDS = 1000
@@ -80,3 +82,82 @@ def _power(effect: float, n: int) -> float:
     """Power of the two-sided 5 % t test: `effect` is the mean in standard deviations."""
     beyond = float(stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, effect * sqrt(n)))
     return beyond if isfinite(beyond) else 1.0
+
+
+class Comparison(NamedTuple):
+    """What the seeds that two have in common say of the first being the better one.
+
+    difference: None without a common seed. probability: None with fewer than two. seeds_needed: see there.
+    """
+
+    difference: Interval | None
+    probability: float | None
+    told_apart: bool
+    seeds_needed: int | None
+
+
+def compare(a: Mapping[int, float], b: Mapping[int, float]) -> Comparison:
+    """A against B, values by seed, more is better."""
+    apart = differences(a, b)
+    interval = t_interval(apart) if apart else None
+    told_apart = interval is not None and interval.excludes_zero
+    return Comparison(interval, probability_positive(apart), told_apart, seeds_needed(apart))
+
+
+def dominance(exact: Sequence[float], measured: Sequence[Sequence[float]]) -> float | None:
+    """How probable it is that A dominates B: that it is nowhere worse and somewhere better.
+
+    exact: A's advantage in each objective that is counted. measured: its advantages by seed in each that is trained
+    and scored; the product of their `probability_positive`, as if measured objectives erred independently.
+    Where all seeds agree to the digit, a measured objective is as good as a counted one. None when it takes more than
+    one seed to tell; what costs more dominates nothing, whatever the seeds.
+    """
+    agreed = [gains for gains in measured if len(gains) > 1 and len(set(gains)) == 1]
+    certain = [*exact, *(gains[0] for gains in agreed)]
+    if min(certain, default=0.0) < 0:
+        return 0.0
+    open_ones = [gains for gains in measured if gains not in agreed]
+    if not open_ones:
+        return float(max(certain, default=0.0) > 0)
+    chances = [chance for gains in open_ones if (chance := probability_positive(gains)) is not None]
+    return prod(chances) if len(chances) == len(open_ones) else None
+
+
+class Agreement(NamedTuple):
+    """Kendall's tau between two orders of the same `n` things: 1 the same order, -1 the reverse, 0 no relation.
+
+    low, high: 95 % percentile bootstrap over seeds, None with one seed. chance: how probable so high a tau is when
+    neither order has to do with the other, None where every value is the same.
+    """
+
+    tau: float
+    low: float | None
+    high: float | None
+    n: int
+    chance: float | None
+
+
+def agreement(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]], draws: int = 500) -> Agreement:
+    """How far the order by mean of `before` is that of `after`; both hold a list of values by seed for each thing.
+
+    The bootstrap draws seeds anew, the same for all things, since they were trained on the same data; what it cannot
+    see is how other things would have come out. Source: Kendall 1938, https://doi.org/10.1093/biomet/30.1-2.81
+    """
+    tables = [np.array(table, dtype=float) for table in (before, after)]
+    first, second = (table.mean(axis=1) for table in tables)
+    chance = float(stats.kendalltau(first, second, alternative="greater").pvalue)
+    low = high = None
+    if all(table.shape[1] > 1 for table in tables):
+        draw = np.random.default_rng(0)
+        taus = [
+            _tau(*(table[:, draw.integers(table.shape[1], size=table.shape[1])].mean(axis=1) for table in tables))
+            for _ in range(draws)
+        ]
+        low, high = (float(bound) for bound in np.percentile(taus, (2.5, 97.5)))
+    return Agreement(_tau(first, second), low, high, len(first), chance if isfinite(chance) else None)
+
+
+def _tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Kendall's tau-b; 0 where all of one side is the same, which orders nothing."""
+    tau = float(stats.kendalltau(first, second).statistic)
+    return tau if isfinite(tau) else 0.0

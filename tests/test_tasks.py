@@ -25,6 +25,16 @@ TASKS = [
     {**CAPACITY, "format": "query"},
     RECALL,
     {**RECALL, "filler": "blank", "distance_power": 1.0},
+    {"type": "biography", "n_people": 50},
+    {"type": "biography", "n_people": 50, "tokeniser": "byte", "renderings": 1, "loss": "values"},
+    {"type": "multihop", "n_entities": 8, "n_relations": 4, "hops": [2, 3]},
+    {**RECALL, "n_stacks": 2, "length": 48, "noise": 0.3, "n_train": 50},
+    {"type": "mad_recall", "n_tokens": 8, "length": 24, "n_eval": 100, "n_train": None},
+    {"type": "mad_fuzzy_recall", "n_tokens": 8, "length": 40, "n_eval": 100, "n_train": 70},
+    {"type": "mad_noisy_recall", "n_tokens": 20, "length": 40, "n_eval": 100, "n_train": 70},
+    {"type": "mad_selective_copy", "length": 24, "n_copy": 6, "n_eval": 100, "n_train": 70},
+    {"type": "mad_compression", "length": 8, "n_eval": 100, "n_train": 70},
+    {"type": "mad_memorisation", "n_tokens": 64},
 ]
 
 
@@ -116,7 +126,7 @@ def test_validation_and_test_are_different_tables():
 
 def test_an_auto_sized_table_is_more_than_the_model_can_hold():
     sized = parse({"type": "capacity", "n_entities": "auto"}).sized_for(20_000)
-    assert sized.n_entities * sized.bits_per_entity == pytest.approx(2.8 * 20_000, rel=0.01)
+    assert sized.n_entities * sized.bits_per_entry == pytest.approx(2.8 * 20_000, rel=0.01)
 
 
 @settings(max_examples=25, deadline=None)

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from doge_lab.cli import blocks, check, compare, describe, report, rerun, schema, search, train
+from doge_lab.cli import blocks, check, compare, describe, report, rerun, scale, schema, search, tasks, train
 from doge_lab.errors import UserError
 
-COMMANDS = (blocks, describe, check, train, rerun, search, compare, report, schema)
+COMMANDS = (blocks, tasks, describe, check, train, rerun, search, compare, scale, report, schema)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from doge_lab.cli.options import add_json, print_json, wide_console
+from doge_lab.cli.options import add_json, in_flow, option_facts, print_json, wide_console
 
 if TYPE_CHECKING:
     from doge_lab.registry import BlockInfo
@@ -47,10 +47,7 @@ def _options(info: "BlockInfo") -> dict[str, Any]:
 
     block = registry.get(info.kind, info.name)
     return {
-        "options": [
-            {"name": name, "default": field.get_default(call_default_factory=True), "description": field.description}
-            for name, field in block.Config.model_fields.items()
-        ],
+        "options": option_facts(block.Config),
         "width_option": block.width_option,
         "search_space": block.search_space,
     }
@@ -75,14 +72,7 @@ def _print_options(rows: list[dict[str, Any]]) -> None:
         table = Table("option", "default", "worth searching", "what it is", box=None, padding=(0, 2, 0, 2))
         for option in row["options"]:
             hole = row["search_space"].get(option["name"])
-            searched = "matched" if option["name"] == row["width_option"] else _written(hole)
+            searched = "matched" if option["name"] == row["width_option"] else ("" if hole is None else in_flow(hole))
             cells = (str(option["default"]), searched, option["description"])
             table.add_row(option["name"], *map(escape, cells))
         console.print(table, "", sep="\n")
-
-
-def _written(hole: Any) -> str:
-    """A hole as a search space writes it."""
-    import yaml
-
-    return "" if hole is None else yaml.safe_dump(hole, default_flow_style=True, width=10**6).strip()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from doge_lab.errors import UserError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import Console
 
 WIDE = 200
@@ -16,6 +17,10 @@ WIDE = 200
 
 def add_file(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("file", type=Path, metavar="FILE.yaml", help=what)
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         action="append",
@@ -58,6 +63,22 @@ def wide_console() -> "Console":
 
     console = Console()
     return console if console.is_terminal else Console(width=WIDE)
+
+
+def option_facts(model: "type[BaseModel]") -> list[dict[str, Any]]:
+    """The options that a file may give: name, default and what each is."""
+    return [
+        {"name": name, "default": field.get_default(call_default_factory=True), "description": field.description}
+        for name, field in model.model_fields.items()
+    ]
+
+
+def in_flow(value: Any) -> str:
+    """Plain data as a YAML file writes it on one line."""
+    import yaml
+
+    text = str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6))
+    return text.removesuffix("...\n").strip()  # a scalar is a document, which YAML ends with dots
 
 
 def print_json(content: Any) -> None:

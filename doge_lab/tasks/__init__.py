@@ -10,10 +10,10 @@ from doge_lab.errors import UserError, did_you_mean
 from doge_lab.strict import validate
 from doge_lab.tasks.base import Batch, Metrics, Predict, ScoredOn, Task, TaskData
 
-__all__ = ["AnyTask", "Batch", "Metrics", "Predict", "ScoredOn", "Task", "TaskData", "get", "names", "parse"]
+__all__ = ["AnyTask", "Batch", "Metrics", "Predict", "ScoredOn", "Task", "TaskData", "get", "names", "parse", "rungs"]
 
 
-_SHARED = {"base", "memorised", "sampled"}
+_SHARED = {"base", "mad", "mad_pairs", "memorised", "prose", "sampled", "tokenisers"}
 """Modules of this package that hold no task but what tasks share."""
 
 
@@ -24,7 +24,7 @@ def names() -> list[str]:
 def get(name: str) -> type[Task]:
     """The task class called `name`. Raises `UserError` with a suggestion."""
     if name not in names():
-        raise UserError(f"no task is named {name!r}{did_you_mean(name, names())}", "type")
+        raise UserError(f"no task is named {name!r}{did_you_mean(name, names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     return next(
         value
@@ -40,7 +40,24 @@ def parse(written: Any) -> Task:
     options = {"type": written} if isinstance(written, str) else written
     if not isinstance(options, dict) or not isinstance(options.get("type"), str):
         raise UserError(f"a task is a name or a mapping with `type`, not {written!r}")
-    return validate(get(options["type"]), options)
+    try:
+        task = get(options["type"])
+    except UserError as error:
+        raise error.under("type") from None
+    return validate(task, options)
+
+
+def rungs(task: Task) -> list[Task]:
+    """`task`, and it again for every rung of its ladder: one option changed, and called by it."""
+    changes = [(option, value) for option, values in task.ladder.items() for value in values]
+    return [
+        task,
+        *(
+            validate(type(task), {**task.model_dump(), option: value, "name": f"{task.label} {option}={value}"})
+            for option, value in changes
+            if getattr(task, option) != value
+        ),
+    ]
 
 
 AnyTask = Annotated[SerializeAsAny[Task], BeforeValidator(parse), WithJsonSchema({"x-task": True})]

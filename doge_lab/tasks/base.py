@@ -13,6 +13,7 @@ import abc
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -46,6 +47,8 @@ class Task(Strict, abc.ABC):
 
     memorised: ClassVar[bool] = False
     """True when the training data are what is scored (a table of facts)."""
+    ladder: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Option -> values that make it harder, each tried alone from the defaults (`doge-lab tasks --ladder`)."""
 
     type: str
     name: str | None = None
@@ -80,6 +83,10 @@ class Task(Strict, abc.ABC):
         """The task with sizes left to the model's parameter count filled in."""
         return self
 
+    def grown(self, factor: float) -> "Task":
+        """The task for a model `factor` times as large: a table grows with it, what is read in context does not."""
+        return self
+
 
 class TaskData(abc.ABC):
     """The data of one run."""
@@ -99,6 +106,22 @@ class TaskData(abc.ABC):
     @abc.abstractmethod
     def data_hash(self) -> str:
         """SHA-256 of what is scored."""
+
+
+class Epochs:
+    """The order of training rows: every row once an epoch, in an order that is new each time."""
+
+    def __init__(self, n_rows: int, *key: Any) -> None:
+        self.n_rows, self.key = n_rows, key
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def rows(self, step: int, size: int) -> tuple[Tokens, Tokens]:
+        """Epoch and row [B] of each sequence of a step; an epoch may end inside a step."""
+        epoch, place = np.divmod(np.arange(step * size, (step + 1) * size), self.n_rows)
+        return epoch, np.concatenate([self._order(int(e))[place[epoch == e]] for e in np.unique(epoch)])
+
+    def _permutation(self, epoch: int) -> Tokens:
+        return rng(*self.key, "order", epoch).permutation(self.n_rows)
 
 
 def rng(*key: Any) -> np.random.Generator:

@@ -14,20 +14,20 @@ token per value and the names given. Their law: about 2 bits per parameter after
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from doge_lab.errors import UserError
-from doge_lab.strict import validate
-from doge_lab.tasks.base import IGNORE, Metrics, Predict, ScoredOn, Tokens, ask, rng, sha256
-from doge_lab.tasks.memorised import AUTO_BITS_PER_PARAM, MemorisedData, MemorisedTask, saturation
+from doge_lab.tasks.base import IGNORE, Metrics, Predict, ScoredOn, Tokens, ask, rng
+from doge_lab.tasks.memorised import MemorisedData, TableTask, saturation
 
 
-class Capacity(MemorisedTask):
+class Capacity(TableTask):
     """A table of `n_entities` random facts."""
 
+    size_option: ClassVar[str] = "n_entities"
     type: Literal["capacity"] = "capacity"
     n_entities: PositiveInt | Literal["auto"] = 1000
     """Entities in the table; `auto` sizes it so that the model cannot hold it all."""
@@ -62,24 +62,12 @@ class Capacity(MemorisedTask):
         return self.n_name_tokens + (self.n_values - 1 if self.format == "chain" else 1)
 
     @property
-    def bits_per_entity(self) -> float:
+    def bits_per_entry(self) -> float:
         return self.n_values * math.log2(self.n_tokens)
 
     @property
     def n_rows(self) -> int:
         return self.table_size * (self.n_values if self.format == "query" else 1)
-
-    @property
-    def table_size(self) -> int:
-        if self.n_entities == "auto":
-            raise UserError("n_entities is auto, which needs a model's parameter count: use Task.sized_for first")
-        return self.n_entities
-
-    def sized_for(self, params: int) -> "Capacity":
-        if self.n_entities != "auto":
-            return self
-        n_entities = math.ceil(AUTO_BITS_PER_PARAM * params / self.bits_per_entity)
-        return validate(Capacity, {**self.model_dump(), "n_entities": n_entities})
 
     def data(self, *, seed: int, scored_on: ScoredOn) -> "CapacityData":
         return CapacityData(self, seed=seed, scored_on=scored_on)
@@ -116,9 +104,6 @@ class CapacityData(MemorisedData):
 
     def rows(self, index: Tokens, epoch: int) -> tuple[Tokens, Tokens]:
         return self.inputs[index], self.targets[index]
-
-    def data_hash(self) -> str:
-        return sha256(self.inputs, self.targets)
 
     def evaluate(self, predict: Predict) -> Metrics:
         """`bits` held in all, `max_bits` in the table, `accuracy`, and `slices` by the value's index."""

@@ -1,13 +1,15 @@
 """What tasks share whose training data are what is scored: a table, shown epoch after epoch in a new order."""
 
 import abc
-from functools import lru_cache
-from typing import ClassVar
+import math
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 
-from doge_lab.tasks.base import Batch, Task, TaskData, Tokens, rng
+from doge_lab.errors import UserError
+from doge_lab.strict import validate
+from doge_lab.tasks.base import Batch, Epochs, Task, TaskData, Tokens, sha256
 
 AUTO_BITS_PER_PARAM = 2.8
 """An `auto` table asks for this many bits per parameter: more than any published model holds (at most 2.3).
@@ -29,32 +31,70 @@ class MemorisedTask(Task):
         """Training sequences of an epoch. Not before the table is sized."""
 
 
+class TableTask(MemorisedTask):
+    """A table whose entries are worth the same; its size is an option, which may be `auto`."""
+
+    size_option: ClassVar[str]
+    """The option that says how many entries there are."""
+
+    @property
+    @abc.abstractmethod
+    def bits_per_entry(self) -> float:
+        """What there is to know of one entry."""
+
+    @property
+    def table_size(self) -> int:
+        size = getattr(self, self.size_option)
+        if size == "auto":
+            raise UserError(
+                f"{self.size_option} is auto, which needs a model's parameter count: use Task.sized_for first"
+            )
+        return int(size)
+
+    def sized_for(self, params: int) -> Self:
+        if getattr(self, self.size_option) != "auto":
+            return self
+        return self._with_size(math.ceil(AUTO_BITS_PER_PARAM * params / self.bits_per_entry))
+
+    def grown(self, factor: float) -> Self:
+        if getattr(self, self.size_option) == "auto":
+            return self
+        return self._with_size(round(self.table_size * factor))
+
+    def _with_size(self, size: int) -> Self:
+        return validate(type(self), {**self.model_dump(), self.size_option: size})
+
+
 class MemorisedData(TaskData):
-    """The rows of one run. A subclass tells what each looks like in an epoch."""
+    """The rows of one run. A subclass tells what each looks like in an epoch.
+
+    inputs, targets [B, T]: what is scored.
+    """
 
     task: MemorisedTask
     seed: int
+    inputs: Tokens
+    targets: Tokens
 
     def __init__(self, task: MemorisedTask, *, seed: int) -> None:
         self.task, self.seed, self.n_rows = task, seed, task.n_rows
-        self._order = lru_cache(maxsize=2)(self._permutation)
+        self._epochs = Epochs(self.n_rows, task.type, seed)
 
     @abc.abstractmethod
     def rows(self, index: Tokens, epoch: int) -> tuple[Tokens, Tokens]:
         """Inputs and targets [B, T] of the rows `index` [B], as they are shown in `epoch`."""
 
     def batch(self, step: int, size: int) -> Batch:
-        index = np.arange(step * size, (step + 1) * size)
-        epoch, place = index // self.n_rows, index % self.n_rows
-        shown = [self.rows(self._order(int(e))[place[epoch == e]], int(e)) for e in np.unique(epoch)]
+        epoch, row = self._epochs.rows(step, size)
+        shown = [self.rows(row[epoch == e], int(e)) for e in np.unique(epoch)]
         inputs, targets = (torch.from_numpy(np.concatenate(part)) for part in zip(*shown, strict=True))
         return Batch(inputs, targets)
 
     def exposures(self, sequences: int) -> float:
         return sequences / self.n_rows
 
-    def _permutation(self, epoch: int) -> Tokens:
-        return rng(self.task.type, self.seed, "order", epoch).permutation(self.n_rows)
+    def data_hash(self) -> str:
+        return sha256(self.inputs, self.targets)
 
 
 def saturation(bits: float, max_bits: float) -> dict[str, float | bool]:

@@ -1,7 +1,8 @@
-"""What tasks share that draw fresh sequences for every step and score how well a model reads its context.
+"""What tasks share that draw random sequences and score how well a model reads its context.
 
 The scored sequences are never among the training ones, and validation's never among test's: a hash of the sequence
-decides the split. A task says how a sequence is drawn and what an answer is worth; bits, interval and slices follow.
+decides the split. Every step draws fresh sequences, unless `n_train` asks for a fixed set that is shown in epochs. A
+task says how a sequence is drawn and what an answer is worth; bits, interval and slices follow.
 
     bits per sequence = Σ log2(possible answers) − Σ −log2 p(answer)        mean over sequences, zero is chance
 
@@ -10,17 +11,19 @@ Shape letters: B sequence, T token, A asked position.
 
 import abc
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from doge_lab.errors import UserError
 from doge_lab.tasks.base import (
     Answers,
     Batch,
+    Epochs,
     Metrics,
     Predict,
     ScoredOn,
@@ -37,14 +40,22 @@ Z_975 = 1.959964
 """The normal quantile of the 95 % interval over sequences, of which there are hundreds."""
 _BUCKETS = 16
 _MOST_DRAWS = 200
+_PART = 256
+"""Sequences of a fixed training set that are drawn at once, so that a large set needs no large arrays."""
 _SPLIT_BUCKETS: dict[Split, tuple[int, int]] = {"validation": (0, 1), "test": (1, 2), "train": (2, _BUCKETS)}
 
 
 class SampledTask(Task):
-    """A task whose sequences are drawn anew."""
+    """A task whose sequences are random."""
 
     n_eval: int = Field(default=512, ge=2)
     """Sequences that are scored."""
+    n_train: PositiveInt | None = None
+    """Sequences of a fixed training set, shown epoch after epoch; left out, every step draws fresh ones."""
+
+    @property
+    def n_rows(self) -> int | None:
+        return self.n_train
 
 
 class SampledData(TaskData):
@@ -57,12 +68,14 @@ class SampledData(TaskData):
 
     def __init__(self, task: SampledTask, *, seed: int, scored_on: ScoredOn) -> None:
         self.task, self.seed = task, seed
+        self._epochs = Epochs(task.n_train, task.type, seed) if task.n_train else None
         self.inputs, self.targets = self._split(scored_on, task.n_eval, "eval")
 
     @abc.abstractmethod
     def draw(self, draw: np.random.Generator, count: int, split: Split) -> tuple[Tokens, Tokens]:
-        """At least `count` random inputs and targets [B, T], of any split; `split` is for tasks that score other sizes
-        than they train.
+        """About `count` random inputs and targets [B, T], of any split; fewer where so many would be large.
+
+        `split` is for tasks that score other sizes than they train.
         """
 
     @abc.abstractmethod
@@ -77,11 +90,15 @@ class SampledData(TaskData):
         """What `slices` are cut by: name -> a value for every answer [A]."""
 
     def batch(self, step: int, size: int) -> Batch:
-        inputs, targets = self._split("train", size, step)
+        if self._epochs is None:
+            inputs, targets = self._split("train", size, step)
+        else:
+            _, row = self._epochs.rows(step, size)
+            inputs, targets = (part[row] for part in self._training_set)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
     def exposures(self, sequences: int) -> float:
-        return 1.0
+        return sequences / self.task.n_train if self.task.n_train else 1.0
 
     def data_hash(self) -> str:
         return sha256(self.inputs, self.targets)
@@ -102,6 +119,13 @@ class SampledData(TaskData):
             "n_sequences": len(self.inputs),
             "slices": cut(self.difficulty(answers), earned, answers.right),
         }
+
+    @cached_property
+    def _training_set(self) -> tuple[Tokens, Tokens]:
+        n_train = self.task.n_train or 0
+        parts = [self._split("train", _PART, ("fixed", start)) for start in range(0, n_train, _PART)]
+        inputs, targets = (np.concatenate(part)[:n_train] for part in zip(*parts, strict=True))
+        return inputs, targets
 
     def _split(self, split: Split, count: int, key: object) -> tuple[Tokens, Tokens]:
         """`count` sequences whose hash falls into the split's buckets."""
@@ -136,6 +160,12 @@ def cut(keys: dict[str, NDArray[Any]], earned: NDArray[np.float64], right: NDArr
         }
         for index, row in enumerate(rows)
     ]
+
+
+def octave(name: str, values: Tokens) -> dict[str, Tokens]:
+    """Slices of positive `values` [A] by powers of two: above `NAME_over`, up to `NAME_to`."""
+    edge = 2 ** np.ceil(np.log2(values)).astype(int)
+    return {f"{name}_over": edge // 2, f"{name}_to": edge}
 
 
 def bucket_of(inputs: Tokens) -> Tokens:

@@ -1,0 +1,1 @@
+"""Where a newcomer's block stands among the blocks of the shelf."""

@@ -1,0 +1,59 @@
+"""What the commands share that train an experiment: its options, a bar with the time left, and what an end leaves."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doge_lab.cli.options import add_json, devices
+from doge_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from doge_lab.experiment.config import Experiment
+    from doge_lab.experiment.runner import Runner
+
+INTERRUPTED = "Interrupted: what is finished is kept; the same command continues."
+
+
+def add_training(parser: argparse.ArgumentParser, out: str) -> None:
+    """Options of who trains where; `out` says which folder it is by default."""
+    parser.add_argument("--workers", type=int, help="processes that train (default: a core or a GPU each)")
+    parser.add_argument("--out", type=Path, help=f"folder of its runs and results (default: {out})")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda (all GPUs), cuda:1 ...")
+    add_json(parser)
+
+
+def train(experiment: "Experiment", out: Path, options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """The result, which also lies in `out`, and whether ctrl-C ended it. Raises `UserError` for a full disk."""
+    from doge_lab.experiment.result import result_of, write_result
+    from doge_lab.experiment.runner import Runner
+
+    runner = Runner(experiment, out, devices(options.device, options.workers), allow_import=options.allow_import)
+    interrupted = False
+    try:
+        try:
+            _watched(runner, quiet=options.json)
+        except KeyboardInterrupt:
+            interrupted = True
+        write_result(experiment, runner.cells, out)
+    except OSError as error:
+        raise UserError(
+            f"cannot be written ({error.strerror}); what is finished is kept: make room and run the same command again",
+            str(out),
+        ) from None
+    return result_of(experiment, runner.cells), interrupted
+
+
+def _watched(runner: "Runner", *, quiet: bool) -> None:
+    """Run the experiment under a bar with the time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True) as bar:
+        shown = bar.add_task("starting", total=runner.total)
+
+        def show(runner: "Runner") -> None:
+            bar.update(shown, completed=runner.done, description="; ".join(runner.notes.values()) or "training")
+
+        runner.on_change = show
+        runner.run()
