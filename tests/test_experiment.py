@@ -17,7 +17,7 @@ from doge_lab.experiment.runner import Runner
 from doge_lab.report.arms import arms_table, doubts
 
 TINY = Path(__file__).parent.parent / "experiments" / "tiny.yaml"
-LAWS = sorted((TINY.parent.parent / "benchmarks" / "laws").glob("*.yaml"))
+LAWS = sorted((TINY.parent.parent / "benchmarks" / "laws").rglob("*.yaml"))
 
 
 def written(tmp_path, change):
@@ -135,7 +135,7 @@ def test_an_experiment_that_cannot_be_is_refused(tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("path", LAWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LAWS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_law_can_be_built(path):
     assert len(arms_of(load(path))) > 1
 
@@ -175,3 +175,20 @@ def test_the_table_tells_a_hurried_reader_what_is_missing(capsys):
     assert line == (
         "a: 'mine' and 'yours' cannot be told apart, the first better with probability 0.70; about 40 seeds would tell"
     )
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_dies_is_asked_again(tmp_path, strange):
+    def deadly(content):
+        content["base"]["tasks"] = content["base"]["tasks"][:1]
+        content["arms"] = {
+            name: {"model.layers.0.state": strange(name, where=str(tmp_path / "mark"))} for name in ("DiesOnce", "Dies")
+        }
+        content["protocol"] = {"lr": [0.01], "seeds": 1}
+
+    experiment = load(written(tmp_path, deadly))
+    runner = Runner(experiment, tmp_path / "out", ["cpu"], allow_import=["strange"])
+    once, always = result_of(experiment, runner.run())["arms"]
+    assert once["tasks"]["capacity"]["bits"]["n"] == 1
+    assert always["tasks"]["capacity"]["failed"] == 1
+    assert always["tasks"]["capacity"]["seeds"][0]["failed"] == "the worker process ended with code -9"

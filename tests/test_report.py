@@ -56,7 +56,7 @@ def written(tmp_path_factory):
 @pytest.fixture
 def light(monkeypatch):
     """Pages without the five megabytes of plotly.js, which one test looks at."""
-    monkeypatch.setattr("doge_lab.report.page.get_plotlyjs", lambda: "var Plotly = {};")
+    monkeypatch.setattr("doge_lab.report.frame.get_plotlyjs", lambda: "var Plotly = {};")
 
 
 def test_the_page_needs_no_network(written):
@@ -110,7 +110,7 @@ def test_values_on_test_data_stand_beside_those_of_the_search(tmp_path, seeds):
     page = Page(files["report.html"])
     assert "On fresh test data" in page.text
     assert ("test 1,010 ± 25" in page.text) == (seeds == 3)
-    assert ("test 1,000 " in page.text and "one seed, no interval" in page.text) == (seeds == 1)
+    assert ("test ≈1,000 " in page.text and "one seed, no interval" in page.text) == (seeds == 1)
     entry = next(e for e in json.loads(files["front.json"].read_text()) if e["trial"] == best.number)
     assert entry["confirmed"] == [{"seed": 1000 + index, **values} for index, values in enumerate(again)]
 

@@ -11,9 +11,9 @@ from doge_lab.cost import cost_of
 from doge_lab.files import write_text_atomically
 from doge_lab.model import ModelConfig
 from doge_lab.report.axes import axis
+from doge_lab.report.frame import panel_html
 from doge_lab.report.labels import model_label
 from doge_lab.report.models import model_facts
-from doge_lab.report.page import panel_html
 from doge_lab.report.panel import Panel
 from doge_lab.report.study import study_panels
 from doge_lab.search.front import Trial

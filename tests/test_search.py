@@ -1,5 +1,7 @@
 """Searches: what is finished is kept, whoever dies; what is too dear is never trained; repeats become seeds."""
 
+from pathlib import Path
+
 import pytest
 from strange_blocks import SOURCE
 from tiny_search import search, tiny
@@ -7,10 +9,13 @@ from tiny_search import search, tiny
 from doge_lab import registry
 from doge_lab.errors import UserError
 from doge_lab.files import only_one
+from doge_lab.report import write_report
 from doge_lab.report.page import page
+from doge_lab.report.pairs import more_seeds
 from doge_lab.run import read_record
 from doge_lab.search import coordinator
-from doge_lab.search.config import parse_space
+from doge_lab.search.config import load_space, parse_space
+from doge_lab.search.coordinator import Coordinator
 from doge_lab.search.study import load_study, read_results
 
 
@@ -105,6 +110,23 @@ def test_a_resumed_sampler_does_not_repeat_its_draws(tmp_path, in_process):
     results = search(written, tmp_path, resume=True)
     drawn = [trial.params["model.layers.0.state.mlp.d_hidden"] for trial in results.trials]
     assert len(set(drawn)) == 8
+
+
+def test_a_finished_search_takes_more_seeds_and_trains_nothing_else_again(tmp_path, in_process):
+    """By the command that the report prints."""
+    results = search(tiny(confirm_seeds=1), tmp_path, seed=3)
+    write_report(results, tmp_path)
+    before = {folder.name for folder in (tmp_path / "runs").iterdir()}
+    command = more_seeds(results, str(tmp_path)).split()
+    assert command[-2:] == ["--seed", "3"]
+    space = load_space(Path(command[2]), [command[command.index("--set") + 1]])
+    more = Coordinator(space, tmp_path, ["cpu"], seed=3, resume=True).run()
+    assert [trial.values for trial in more.trials] == [trial.values for trial in results.trials]
+    assert all(candidate.confirmed_seeds == (1003, 1004, 1005) for candidate in more.front)
+    assert [c.confirmed[0] for c in more.front] == [c.confirmed[0] for c in results.front]
+    new = {folder.name for folder in (tmp_path / "runs").iterdir()} - before
+    assert len(new) == 2 * len(more.front)
+    assert all("test-seed" in name for name in new)
 
 
 def test_a_resumed_search_keeps_its_seed_name_and_constraints(tmp_path, in_process):

@@ -14,6 +14,7 @@ from doge_lab.search import coordinator
 from doge_lab.search.config import load_space, parse_space
 from doge_lab.search.coordinator import Coordinator
 from doge_lab.search.front import dominates
+from doge_lab.search.pool import Pool
 from doge_lab.search.study import read_results
 
 
@@ -28,10 +29,10 @@ def test_a_whole_search_with_two_workers(tmp_path):
     everyone = [candidate.values for candidate in results.candidates]
     for candidate in results.front:
         assert not any(dominates(other, candidate.values, results.objectives) for other in everyone)
-        assert len(candidate.confirmed) == 1
+        assert len(candidate.confirmed) == 3
         assert candidate.confirmed[0] != candidate.values
     records = [read_record(folder)[-1] for folder in (tmp_path / "runs").iterdir()]
-    assert len(records) == 2 * (4 + len(results.front))
+    assert len(records) == 2 * (4 + 3 * len(results.front))
     assert all(record["event"] == "end" for record in records)
 
 
@@ -39,12 +40,14 @@ def test_a_whole_search_with_two_workers(tmp_path):
 @pytest.mark.parametrize(
     ("name", "state", "kills"), [("DiesOnce", "complete", 1), ("Dies", "failed", 3), ("Prints", "complete", 0)]
 )
-def test_a_worker_that_dies_is_replaced_and_its_trial_asked_again(tmp_path, strange, name, state, kills):
+def test_a_worker_that_dies_is_replaced_and_its_trial_asked_again(tmp_path, strange, monkeypatch, name, state, kills):
+    pools = []
+    monkeypatch.setattr(coordinator, "Pool", lambda *words: pools.append(Pool(*words)) or pools[-1])
     written = tiny(state=[strange(name, where=str(tmp_path / "mark"))], trials=1, confirm_seeds=0)
     search = Coordinator(parse_space(written, "test"), tmp_path / "out", ["cpu"], allow_import=["strange"])
     (trial,) = search.run().trials
     assert trial.state == state
-    assert sum(search.attempts.values()) == kills
+    assert pools[0].deaths == kills
     if state == "failed":
         assert trial.reason == "the worker process ended with code -9"
 

@@ -53,7 +53,8 @@ def tiny(state=("mlp", "none"), **search):
     written["model"]["layers"] = [{"sequence": "none", "state": {"choice": [plain(block) for block in state]}}]
     written["tasks"] = written["tasks"][:1]
     objectives = {"cache_bytes": "minimize", "capacity.bits": "maximize"}
-    return {**written, "search": {"objectives": objectives, "sampler": "random", "trials": 4, **search}}
+    brief = {"objectives": objectives, "sampler": "random", "trials": 4, "confirm_seeds": 1}
+    return {**written, "search": {**brief, **search}}
 
 
 def plain(block):

@@ -94,6 +94,7 @@ def _watched(search: "Coordinator", *, quiet: bool) -> None:
 
 def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") -> None:
     from doge_lab.report import write_report
+    from doge_lab.report.pairs import warnings
     from doge_lab.report.table import front_table
 
     results = search.results()
@@ -115,6 +116,6 @@ def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") 
     console = wide_console()
     console.print(front_table(results))
     ended = f"The search ended early: {results.ended_early}." if results.ended_early else ""
-    for line in filter(None, (note, ended)):
+    for line in filter(None, (*warnings(results), note, ended)):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"Report: {written['report.html']}", highlight=False, soft_wrap=True)

@@ -23,7 +23,7 @@ from doge_lab.experiment.config import Arm, Experiment
 from doge_lab.experiment.plan import Cell, Outcome
 from doge_lab.files import write_text_atomically
 from doge_lab.run import code_version
-from doge_lab.stats import differences, probability_positive, seeds_needed, t_interval
+from doge_lab.stats import compare, t_interval
 
 RESULT = "result.json"
 COSTS = ("params", "embedding_params", "active_params", "flops_per_token", "cache_bytes", "context", "cache_dtype")
@@ -50,7 +50,16 @@ def write_result(experiment: Experiment, cells: Sequence[Cell], directory: Path)
     return path
 
 
-def _costs(arm: Arm) -> dict[str, Any]:
+def by_seed(cell: Mapping[str, Any]) -> dict[int, float]:
+    """Bits of each seed of an arm's task in a result; a training that diverged holds none."""
+    return {
+        seed["seed"]: seed["metrics"]["bits"] if seed["metrics"] else 0.0
+        for seed in cell["seeds"]
+        if seed["metrics"] or seed["diverged"]
+    }
+
+
+def costs(arm: Arm) -> dict[str, Any]:
     """What the arm's model costs at the longest sequence that any of its tasks scores."""
     cost = arm.run.cost().dump()
     return {name: cost[name] for name in COSTS}
@@ -64,16 +73,15 @@ def _pairs(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def _pair(task: str, first: str, second: str, bits: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
-    apart = differences(bits[first], bits[second])
-    interval = t_interval(apart) if apart else None
+    found = compare(bits[first], bits[second])
     return {
         "task": task,
         "first": first,
         "second": second,
-        "bits": interval._asdict() if interval else None,
-        "probability": probability_positive(apart),
-        "seeds_needed": seeds_needed(apart),
-        "told_apart": bool(interval and interval.excludes_zero),
+        "bits": found.difference._asdict() if found.difference else None,
+        "probability": found.probability,
+        "seeds_needed": found.seeds_needed,
+        "told_apart": found.told_apart,
     }
 
 
@@ -86,7 +94,7 @@ def _arm(cells: Sequence[Cell]) -> dict[str, Any]:
     return {
         "name": arm.name,
         "model": arm.run.model.model_dump(mode="json"),
-        "cost": _costs(arm),
+        "cost": costs(arm),
         "tasks": {cell.task.label: _cell(cell) for cell in cells},
     }
 

@@ -1,6 +1,6 @@
 """Trains an experiment over worker processes. What is finished lies on disk, so the same call again continues it."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +9,9 @@ from typing import Any
 from doge_lab.experiment.config import Experiment, arms_of
 from doge_lab.experiment.plan import Cell, Job, Outcome
 from doge_lab.files import only_one
-from doge_lab.search.pool import DIED, DONE, FAILED, REPORT, Pool
+from doge_lab.search.pool import DONE, FAILED, REPORT, Pool
 
 RUNS = "runs"
-ATTEMPTS = 3
-"""A run whose worker dies is asked again at most twice."""
 
 
 @dataclass
@@ -48,7 +46,6 @@ class Runner:
     def _work(self, pool: Pool) -> None:
         waiting = deque(job for cell in self.cells for job in (list(cell.tuning()) or list(cell.reporting())))
         given: list[Job] = []
-        attempts: Counter[int] = Counter()
         while waiting or pool.running:
             while waiting and pool.idle:
                 given.append(waiting.popleft())
@@ -59,13 +56,7 @@ class Runner:
             if event == REPORT:
                 job = given[number]
                 self.notes[number] = f"{job.cell.arm.name}: {content['task']} {content['step']}/{content['steps']}"
-            elif event == DIED and message:
-                attempts[number] += 1
-                if attempts[number] < ATTEMPTS:
-                    pool.submit(message)
-                    continue
-                event = FAILED
-            if event in (DONE, FAILED):
+            elif event in (DONE, FAILED):
                 self.notes.pop(number, None)
                 waiting.extend(self._note(given[number], content, event))
         self.on_change(self)

@@ -5,6 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
+from doge_lab.report.pairs import doubt
+from doge_lab.stats import Comparison, Interval
+
 
 def arms_table(result: Mapping[str, Any]) -> Table:
     """An arm a row: what it costs, and bits on every task with half the 95 % t interval."""
@@ -21,28 +24,28 @@ def arms_table(result: Mapping[str, Any]) -> Table:
     for arm in result["arms"]:
         cost = arm["cost"]
         costs = [f"{cost[key]:,}" for key in ("cache_bytes", "params", "embedding_params", "active_params")]
-        shown.add_row(arm["name"], *costs, *(_bits(arm["tasks"][task], seeds) for task in result["tasks"]))
+        shown.add_row(arm["name"], *costs, *(bits_text(arm["tasks"][task], seeds) for task in result["tasks"]))
     return shown
 
 
 def doubts(result: Mapping[str, Any]) -> list[str]:
     """A line for every two neighbours whose order may be chance."""
-    return [_doubt(pair) for pair in result["pairs"] if pair["bits"] and not pair["told_apart"]]
+    return [
+        doubt(
+            pair["task"],
+            repr(pair["first"]),
+            repr(pair["second"]),
+            Comparison(Interval(**pair["bits"]), pair["probability"], False, pair["seeds_needed"]),
+        )
+        for pair in result["pairs"]
+        if pair["bits"] and not pair["told_apart"]
+    ]
 
 
-def _doubt(pair: Mapping[str, Any]) -> str:
-    said = f"{pair['task']}: {pair['first']!r} and {pair['second']!r} cannot be told apart"
-    if pair["bits"]["n"] < 2:
-        return f"{said}; one seed tells nothing"
-    needed = pair["seeds_needed"]
-    seeds = f"about {needed} seeds would tell" if needed else "no affordable number of seeds would tell"
-    return f"{said}, the first better with probability {pair['probability']:.2f}; {seeds}"
-
-
-def _bits(cell: Mapping[str, Any], seeds: int) -> str:
+def bits_text(cell: Mapping[str, Any], seeds: int) -> str:
     """`4.31 ± 0.20`, with what a hurried reader must not miss."""
     if cell["bits"] is None:
-        return "failed" if cell["failed"] or any(tried["failed"] for tried in cell["grid"]) else "unfinished"
+        return "failed" if cell["failed"] or any(tried["failed"] for tried in cell.get("grid", ())) else "unfinished"
     mean, half, n = (cell["bits"][key] for key in ("mean", "half", "n"))
     digits = 0 if abs(mean) >= 1000 else 2
     remarks = [f"{n} of {seeds} seeds"] if n < seeds else []

@@ -3,44 +3,48 @@
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from doge_lab.report.files import rebuild_command, run_file
 from doge_lab.report.labels import (
     METRICS,
     binary_bytes,
+    is_exact,
     layers_of,
     model_label,
     model_of,
     model_options,
     number,
     objective_title,
+    objective_value,
     printable,
     seeds,
+    sentence,
     spread,
 )
 from doge_lab.report.models import ModelFacts
+from doge_lab.report.pairs import dominated
 from doge_lab.report.panel import title_of
 from doge_lab.report.table import confirmed_values
 from doge_lab.search.front import Candidate, Results
 
 _SHARES = ("accuracy", "saturation")
+_GIVEN = ("guess_bits", "exposures")
+"""What follows from the task and its data, whatever the model."""
 _OF_A_TABLE = ("bits_per_param", "bits_per_active_param", "exposures")
 """Metrics that mean something only where the weights learn a table by heart."""
 
 
 def card(candidate: Candidate, results: Results, facts: ModelFacts) -> str:
     """The whole card as HTML."""
-    command = html.escape(rebuild_command(candidate))
     return f"""<article class="card" id="trial-{candidate.number}">
 <h3><span class="number">trial {candidate.number}</span> {escaped(model_label(candidate.trials[0].config))}</h3>
-{_faults(facts)}
+{_faults(facts)}{warned(sentence(dominated(candidate, results)))}
 <div class="columns">
 <div>{_objectives(candidate, results)}{_layers(candidate)}</div>
 <div>{_details(_cost_rows(candidate, results))}{_tasks(candidate)}</div>
 </div>
-<div class="command"><code>{command}</code><button type="button" class="copy">copy</button></div>
+{command(rebuild_command(candidate))}
 <p class="small">In this report's folder; the run is <a href="{run_file(candidate)}">{run_file(candidate)}</a>.</p>
 </article>"""
 
@@ -62,6 +66,12 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric:
     return f'<div class="scroll"><table><thead><tr>{line("th", header)}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def command(line: str) -> str:
+    """A command with a button that copies it."""
+    copy = '<button type="button" class="copy">copy</button>'
+    return f'<div class="command"><code>{html.escape(line)}</code>{copy}</div>'
+
+
 def _faults(facts: ModelFacts) -> str:
     return "".join(
         f'<p class="fault">Known fault, check <b>{escaped(check)}</b>: {escaped(reason)}</p>'
@@ -69,25 +79,29 @@ def _faults(facts: ModelFacts) -> str:
     )
 
 
-def fresh_line(value: str) -> str:
-    """A second line in a cell: what was measured on fresh test data."""
-    return f'<div class="fresh">test {value}</div>' if value else ""
+def both(search: str, test: str) -> str:
+    """A cell: what to quote, on fresh test data, above what the search saw and chose by."""
+    fresh = f'<div class="fresh">test {test}</div>' if test else ""
+    return f'{fresh}<div class="seen">search {search}</div>'
+
+
+def warned(line: str) -> str:
+    return f'<p class="fault">{escaped(line)}</p>' if line else ""
 
 
 def _objectives(candidate: Candidate, results: Results) -> str:
     fresh = confirmed_values(candidate, results.objectives)
     rows = []
     for name in results.objectives:
-        value = spread([trial.values[name] for trial in candidate.trials])
-        again = spread(fresh[name]) if name in fresh else ""
-        rows.append((escaped(title_of(name, results)), value + fresh_line(again)))
+        value = objective_value(name, [trial.values[name] for trial in candidate.trials])
+        cell = value if is_exact(name) else both(value, spread(fresh[name]) if name in fresh else "")
+        rows.append((escaped(title_of(name, results)), cell))
     table = html_table(("objective", "value"), rows, numeric=(1,))
     said = f"In the search: {_seeds(len(candidate.trials))}."
     if fresh:
         said += f" Test, on fresh data: {_seeds(len(candidate.confirmed))}."
     failed = [f"Not measured on fresh data from seed {seed}: {why}." for seed, why in candidate.unconfirmed.items()]
-    faults = "".join(f'<p class="fault">{escaped(line)}</p>' for line in failed)
-    return f'{table}<p class="small">{said}</p>{faults}'
+    return f'{table}<p class="small">{said}</p>{"".join(map(warned, failed))}'
 
 
 def _seeds(count: int) -> str:
@@ -115,7 +129,9 @@ def _cost_rows(candidate: Candidate, results: Results) -> list[tuple[str, str]]:
 
 def _tasks(candidate: Candidate) -> str:
     tasks = candidate.trials[0].metrics
-    return "".join(_details(_task_rows(candidate, task)) + _saturated(candidate, task) for task in tasks)
+    told = f'<p class="small">In the search, on validation data ({_seeds(len(candidate.trials))}):</p>'
+    rows = "".join(_details(_task_rows(candidate, task)) + _saturated(candidate, task) for task in tasks)
+    return told + rows if rows else ""
 
 
 def _task_rows(candidate: Candidate, task: str) -> list[tuple[str, str]]:
@@ -124,7 +140,7 @@ def _task_rows(candidate: Candidate, task: str) -> list[tuple[str, str]]:
         metric: _measured(candidate, task, metric) for metric in METRICS if memorised or metric not in _OF_A_TABLE
     }
     return [
-        (escaped(objective_title(f"{task}.{metric}")), _share(values) if metric in _SHARES else spread(values))
+        (escaped(objective_title(f"{task}.{metric}")), _written(metric, values))
         for metric, values in measured.items()
         if values
     ]
@@ -137,8 +153,10 @@ def _measured(candidate: Candidate, task: str, metric: str) -> list[float]:
     return [float(value) for value in found] if fine else []
 
 
-def _share(values: Sequence[float]) -> str:
-    return f"{100 * fmean(values):.1f} %"
+def _written(metric: str, values: Sequence[float]) -> str:
+    if metric in _GIVEN:
+        return number(values[0])
+    return f"{spread([100 * value for value in values])} %" if metric in _SHARES else spread(values)
 
 
 def _saturated(candidate: Candidate, task: str) -> str:

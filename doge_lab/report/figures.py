@@ -9,10 +9,10 @@ from typing import Any
 import plotly.graph_objects as go
 
 from doge_lab.report.axes import Axis, axis
-from doge_lab.report.labels import model_label, number, objective_title, seeds, spread
+from doge_lab.report.labels import model_label, number, objective_title, objective_value, seeds, spread
 from doge_lab.report.panel import ACCENT, GREY, OUTLINE, SCALE, Panel, title_of
-from doge_lab.report.table import confirmed_values
-from doge_lab.search.front import Candidate, Direction, Results, front
+from doge_lab.report.table import confirmed_values, reported
+from doge_lab.search.front import Candidate, Direction, Results, dominates
 from doge_lab.stats import t_interval
 
 
@@ -36,7 +36,7 @@ def front_panel(results: Results) -> Panel:
     figure.add_trace(_dominated(results, plane))
     if len(results.objectives) > 1:
         figure.add_trace(_steps(results, plane))
-    for trace in _confirmed(results, plane):
+    for trace in _flattered(results, plane):
         figure.add_trace(trace)
     figure.add_trace(_front(results, plane))
     guess = guess_bits(results, plane.y_name)
@@ -50,24 +50,35 @@ def _plane(results: Results) -> _Plane:
     names = list(results.objectives)
     if len(names) == 1:
         names.insert(0, "params" if names[0] == "cache_bytes" else "cache_bytes")
-    shown = [_values(candidate, names) for candidate in results.candidates]
-    fresh = [confirmed_values(candidate, results.objectives) for candidate in results.front]
     axes = []
-    for index, name in enumerate(names[:2]):
-        values = [value[index] for value in shown] + [value for item in fresh for value in item.get(name, ())]
+    for name in names[:2]:
+        values = [place for candidate in results.candidates for place in _span(candidate, name, results)]
         axes.append(axis(title_of(name, results), values, in_bytes=name == "cache_bytes"))
     return _Plane(names[0], names[1], *axes)
 
 
-def _values(candidate: Candidate, names: Sequence[str]) -> tuple[float, float]:
-    """The candidate's place: an objective's mean, or a cost where the figure needs one that is not an objective."""
-    known = {**candidate.trials[0].cost, **candidate.values}
-    return tuple(float(known.get(name, 0)) for name in names[:2])  # type: ignore[return-value]
+def _span(candidate: Candidate, name: str, results: Results) -> list[float]:
+    """All that is drawn of a candidate on the axis `name`: what the search saw, and the ends of its interval."""
+    values = confirmed_values(candidate, results.objectives).get(name)
+    if not values:
+        return [_value(candidate, name)]
+    mean, half, _ = t_interval(values)
+    return [_value(candidate, name), mean - (half or 0.0), mean + (half or 0.0)]
 
 
-def _place(candidates: Sequence[Candidate], plane: _Plane) -> dict[str, list[float]]:
-    values = [_values(candidate, (plane.x_name, plane.y_name)) for candidate in candidates]
-    return {"x": [plane.x.place(x) for x, _ in values], "y": [plane.y.place(y) for _, y in values]}
+def _value(candidate: Candidate, name: str, objectives: Mapping[str, Direction] | None = None) -> float:
+    """The value in the search or, given `objectives`, the one to quote; a cost where the figure needs one besides."""
+    known = candidate.values if objectives is None else reported(candidate, objectives)
+    return float({**candidate.trials[0].cost, **known}.get(name, 0))
+
+
+def _place(
+    candidates: Sequence[Candidate], plane: _Plane, objectives: Mapping[str, Direction] | None = None
+) -> dict[str, list[float]]:
+    return {
+        "x": [plane.x.place(_value(candidate, plane.x_name, objectives)) for candidate in candidates],
+        "y": [plane.y.place(_value(candidate, plane.y_name, objectives)) for candidate in candidates],
+    }
 
 
 def _dominated(results: Results, plane: _Plane) -> go.Scatter:
@@ -84,11 +95,13 @@ def _dominated(results: Results, plane: _Plane) -> go.Scatter:
 
 
 def _steps(results: Results, plane: _Plane) -> go.Scatter:
-    """The edge of what was reached in the two drawn objectives; with three, part of the front lies off it."""
+    """The edge of the front in the two drawn objectives; with three, or where test data say other, part lies off it."""
     drawn = {name: results.objectives[name] for name in (plane.x_name, plane.y_name)}
-    edge = sorted(front(results.front, drawn), key=lambda candidate: candidate.values[plane.x_name])
+    values = {candidate.number: reported(candidate, results.objectives) for candidate in results.front}
+    edge = [c for c in results.front if not any(dominates(other, values[c.number], drawn) for other in values.values())]
+    edge.sort(key=lambda candidate: values[candidate.number][plane.x_name])
     return go.Scatter(
-        **_place(edge, plane),
+        **_place(edge, plane, results.objectives),
         mode="lines",
         line={"shape": "hv" if drawn[plane.x_name] == "minimize" else "vh", "width": 1.5, "color": ACCENT},
         name="front" if len(results.objectives) == 2 else "front of the two axes",
@@ -98,6 +111,8 @@ def _steps(results: Results, plane: _Plane) -> go.Scatter:
 
 def _front(results: Results, plane: _Plane) -> go.Scatter:
     marker: dict[str, Any] = {"size": 12, "color": ACCENT, "line": {"width": 1.5, "color": OUTLINE}}
+    if _repeated(results):
+        marker["symbol"] = ["circle" if candidate.confirmed else "circle-open" for candidate in results.front]
     if len(results.objectives) > 2:
         third = list(results.objectives)[2]
         bar = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.01, "yanchor": "bottom", "len": 0.6}
@@ -106,14 +121,15 @@ def _front(results: Results, plane: _Plane) -> go.Scatter:
             "outlinewidth": 0,
             "title": {"text": html.escape(title_of(third, results), quote=False), "side": "top"},
         }
-        marker |= {"color": [candidate.values[third] for candidate in results.front]}
+        marker |= {"color": [reported(candidate, results.objectives)[third] for candidate in results.front]}
         marker |= {"colorscale": SCALE, "colorbar": bar, "showscale": True}
-    place = _place(results.front, plane)
+    place = _place(results.front, plane, results.objectives)
     return go.Scatter(
         **place,
+        **_bars(results, plane),
         mode="markers+text",
         marker=marker,
-        name=f"on the front ({len(results.front)})",
+        name=f"on the front ({len(results.front)})" + (", on test data" if _repeated(results) else ""),
         text=_numbers(results.front, place),
         textposition=_free_corner(results.objectives, plane),
         textfont={"size": 11},
@@ -148,30 +164,40 @@ def _free_corner(objectives: Mapping[str, Direction], plane: _Plane) -> str:
     return f"{vertical} {'right' if objectives.get(plane.x_name) == 'maximize' else 'left'}"
 
 
-def _confirmed(results: Results, plane: _Plane) -> list[go.Scatter]:
-    """Front models measured again on test data, with t intervals where there are several seeds."""
-    again = [candidate for candidate in results.front if candidate.confirmed]
-    place = _place(again, plane)
-    errors: dict[str, list[float]] = {"x": [0.0] * len(again), "y": [0.0] * len(again)}
+def _repeated(results: Results) -> list[Candidate]:
+    return [candidate for candidate in results.front if confirmed_values(candidate, results.objectives)]
+
+
+def _bars(results: Results, plane: _Plane) -> dict[str, Any]:
+    """Half the t interval on test data of every front model, where there are several seeds."""
+    bars = {}
     for coordinate, name in (("x", plane.x_name), ("y", plane.y_name)):
-        for index, candidate in enumerate(again):
-            values = confirmed_values(candidate, results.objectives).get(name)
-            if values:
-                place[coordinate][index], half, _ = t_interval(values)
-                errors[coordinate][index] = half or 0.0
-    bars = {
-        f"error_{name}": {"array": half, "color": OUTLINE, "thickness": 1} for name, half in errors.items() if any(half)
+        fresh = [confirmed_values(candidate, results.objectives).get(name) for candidate in results.front]
+        halves = [(t_interval(values).half if values else None) or 0.0 for values in fresh]
+        if any(halves):
+            bars[f"error_{coordinate}"] = {"array": halves, "color": OUTLINE, "thickness": 1}
+    return bars
+
+
+def _flattered(results: Results, plane: _Plane) -> list[go.Scatter]:
+    """Where the search saw the front's models: each joined to its place on test data."""
+    again = _repeated(results)
+    if not again:
+        return []
+    seen, fresh = _place(again, plane), _place(again, plane, results.objectives)
+    ends = {
+        axis: [end for pair in zip(seen[axis], fresh[axis], strict=True) for end in (*pair, None)]
+        for axis in ("x", "y")
     }
     trace = go.Scatter(
-        **place,
-        **bars,
-        mode="markers",
-        marker={"symbol": "diamond-open", "size": 9, "color": OUTLINE, "line": {"width": 1.5}},
-        name="on fresh test data",
-        text=[hover(candidate, results) for candidate in again],
-        hovertemplate="%{text}<extra></extra>",
+        **ends,
+        mode="lines+markers",
+        line={"width": 1, "dash": "dot", "color": OUTLINE},
+        marker={"symbol": "diamond-open", "size": [7, 0, 0] * len(again), "color": OUTLINE},
+        name="the same in the search",
+        hoverinfo="skip",
     )
-    return [trace] if again else []
+    return [trace]
 
 
 def hover(candidate: Candidate, results: Results) -> str:
@@ -179,7 +205,7 @@ def hover(candidate: Candidate, results: Results) -> str:
     label = html.escape(model_label(candidate.trials[0].config), quote=False)
     lines = [f"<b>trial {candidate.number}</b>, {seeds(len(candidate.trials))}", label.replace(" | ", " |<br>   ")]
     for name in results.objectives:
-        mean = spread([trial.values[name] for trial in candidate.trials])
+        mean = objective_value(name, [trial.values[name] for trial in candidate.trials])
         lines.append(f"{html.escape(title_of(name, results), quote=False)}: {mean}")
     fresh = confirmed_values(candidate, results.objectives)
     for name, values in fresh.items():
@@ -200,6 +226,13 @@ def guess_bits(results: Results, objective: str) -> float | None:
 def _front_caption(results: Results, plane: _Plane) -> str:
     names = list(results.objectives)
     parts = ["Each point is one candidate; the number is the trial that names it, and leads to its card."]
+    if _repeated(results):
+        several = any(len(candidate.confirmed) > 1 for candidate in results.front)
+        parts.append(
+            "Full points are the front on fresh test data, "
+            + ("means with 95 % t intervals" if several else "one seed each, so without intervals")
+            + "; diamonds are what the search saw and chose by, as are all grey points."
+        )
     if len(names) == 1:
         parts.append(f"There is one objective, {title_of(names[0], results)}; the other axis is only for orientation.")
     if len(names) > 2:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from doge_lab.report.labels import model_label, plain
+from doge_lab.report.pairs import dominators, pairs
 from doge_lab.search.front import Candidate, Results
 
 _COSTS = ("params", "embedding_params", "active_params", "flops_per_token", "cache_bytes", "context", "cache_dtype")
@@ -34,9 +35,24 @@ def run_yaml(candidate: Candidate) -> str:
     return f"# {rebuild_command(candidate)}\n{body}"
 
 
+def space_yaml(results: Results) -> str:
+    """The space that was searched, with all that was overridden on the command line."""
+    return yaml.safe_dump(plain(results.space), sort_keys=False, allow_unicode=True, width=120)
+
+
 def front_json(results: Results) -> str:
     """The front as a list, in the order of the first objective; numbers that are not finite become null."""
-    entries = [_entry(candidate, results) for candidate in results.front]
+    told = [pair.dump() for pair in pairs(results)]
+    entries = [
+        {
+            **_entry(candidate, results),
+            "pairs": [pair for pair in told if pair["first"] == candidate.number],
+            "dominated_on_test_by": [
+                {"trial": other.number, "probability": chance} for other, chance in dominators(candidate, results)
+            ],
+        }
+        for candidate in results.front
+    ]
     return json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from doge_lab import registry
 from doge_lab.errors import UserError
 from doge_lab.search.front import Direction
-from doge_lab.stats import t_interval
+from doge_lab.stats import Interval, t_interval
 
 _COSTS = {
     "params": "parameters",
@@ -56,7 +56,12 @@ def objective_title(name: str, context: int | None = None, cache_dtype: str | No
     task, dot, metric = name.rpartition(".")
     if not dot:
         return printable(name)
-    return f"{_TASKS.get(task, printable(task))}, {METRICS.get(metric, printable(metric))}"
+    return f"{task_title(task)}, {METRICS.get(metric, printable(metric))}"
+
+
+def task_title(task: str) -> str:
+    """`capacity` -> `knowledge`."""
+    return _TASKS.get(task, printable(task))
 
 
 def number(value: float) -> str:
@@ -69,16 +74,44 @@ def number(value: float) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean, with half its 95 % t interval when there are several values: `1,842 ± 35`; an exact value stands alone."""
-    mean, half, _ = t_interval(values)
-    if not half or not math.isfinite(half):
-        return number(mean)
+    """What was measured, one value per seed: `1,842 ± 35`, half the 95 % t interval; of one seed `≈1,840`."""
+    return plus_minus(t_interval(values))
+
+
+def plus_minus(interval: Interval) -> str:
+    """A mean with half its interval; without one three figures, for more would claim what one seed cannot know."""
+    mean, half, _ = interval
+    if half is None:
+        return f"≈{rough(mean)}"
+    if half == 0 or not math.isfinite(half):
+        return f"{number(mean)} ± {number(half)}"
     digits = max(0, 1 - math.floor(math.log10(half)))
     return f"{mean:,.{digits}f} ± {half:,.{digits}f}"
 
 
+def rough(value: float) -> str:
+    """Three figures: 36,700 ; 51.8 ; 0.223."""
+    value = float(f"{value:.3g}")
+    return number(value) if abs(value) >= 1000 or not math.isfinite(value) else f"{value:#.3g}".rstrip(".")
+
+
+def objective_value(objective: str, values: Sequence[float]) -> str:
+    """Values of an objective by seed, written out: a count is exact and the same for every seed."""
+    return number(values[0]) if is_exact(objective) else spread(values)
+
+
+def chance(probability: float) -> str:
+    """Two figures, but never certain: of a few seeds nothing is."""
+    return "above 0.99" if probability > 0.994 else f"{probability:.2f}"
+
+
 def seeds(count: int) -> str:
     return "one seed" if count == 1 else f"{count} seeds"
+
+
+def sentence(said: str) -> str:
+    """`said` with a capital and a full stop."""
+    return f"{said[0].upper()}{said[1:]}." if said else ""
 
 
 def plural(count: int, word: str) -> str:

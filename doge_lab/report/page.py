@@ -1,19 +1,28 @@
-"""The report as one HTML page that needs no network: plotly.js lies in it once, figures as JSON beside it."""
+"""The report of a search as one HTML page."""
 
 import html
 from collections import Counter
-from importlib.resources import files
-from string import Template
 
-import yaml
-from plotly.offline import get_plotlyjs
-
-from doge_lab.report.cards import card, escaped, fresh_line, html_table
+from doge_lab.report.cards import both, card, command, escaped, html_table, warned
 from doge_lab.report.curves import cache_panel
 from doge_lab.report.figures import front_panel
-from doge_lab.report.labels import ARROWS, duration, is_exact, plain, plural, seeds
+from doge_lab.report.files import space_yaml
+from doge_lab.report.frame import framed, panel_html, template
+from doge_lab.report.honesty import honesty
+from doge_lab.report.labels import (
+    ARROWS,
+    chance,
+    duration,
+    is_exact,
+    objective_title,
+    plural,
+    plus_minus,
+    seeds,
+    sentence,
+)
 from doge_lab.report.models import model_facts
-from doge_lab.report.panel import Panel, title_of
+from doge_lab.report.pairs import SEEDS, Pair, dominated, more_seeds, pairs, undecided, unmeasured, way_to_tell
+from doge_lab.report.panel import title_of
 from doge_lab.report.study import study_panels
 from doge_lab.report.table import front_rows
 from doge_lab.search.front import Results
@@ -25,19 +34,19 @@ def page(results: Results) -> str:
     """The whole page."""
     facts = {candidate.number: model_facts(candidate.trials[0].config, results.context) for candidate in results.front}
     cards = [card(candidate, results, facts[candidate.number]) for candidate in results.front]
-    template = Template(files("doge_lab.report").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.substitute(
+    body = template("page.html").substitute(
         name=escaped(results.name),
         summary=_summary(results),
         counts=_counts(results),
-        honesty="".join(f"<li>{line}</li>" for line in _honesty(results)),
+        honesty="".join(f"<li>{line}</li>" for line in honesty(results)),
         front=panel_html(front_panel(results)) + _front_table(results),
+        apart=_apart(results) if results.front else "",
         figures="".join(panel_html(panel) for panel in (cache_panel(results, facts), *study_panels(results))),
         cards="".join(cards) or "<p>No trial is complete, so there is no model to show.</p>",
         reasons=_reasons(results),
-        space=html.escape(yaml.safe_dump(plain(results.space), sort_keys=False, allow_unicode=True)),
-        plotlyjs=get_plotlyjs(),
+        space=html.escape(space_yaml(results)),
     )
+    return framed(f"{results.name}: the front", body)
 
 
 def _summary(results: Results) -> str:
@@ -46,13 +55,14 @@ def _summary(results: Results) -> str:
 
 
 def _reached(results: Results) -> str:
-    names = [_heading(name, results) for name in results.objectives]
+    names = " · ".join(_heading(name, results) for name in results.objectives)
     if not results.front:
-        return f"No trial is complete yet. Objectives: {' · '.join(names)}."
-    if len(names) == 1:
-        return f"The best of {len(results.candidates)} {plural(len(results.candidates), 'candidate')} by {names[0]}."
-    best = f"{len(results.front)} of {len(results.candidates)} {plural(len(results.candidates), 'candidate')}"
-    return f"{best} {'is' if len(results.front) == 1 else 'are'} on the front: {' · '.join(names)}."
+        return f"No trial is complete yet. Objectives: {names}."
+    everyone = f"{len(results.candidates)} {plural(len(results.candidates), 'candidate')}"
+    if len(results.objectives) == 1:
+        return f"The best of {everyone}, chosen on validation data: {names}."
+    kept = f"{len(results.front)} of {everyone} {'is' if len(results.front) == 1 else 'are'} on the front"
+    return f"{kept}, chosen on validation data: {names}."
 
 
 def _heading(objective: str, results: Results) -> str:
@@ -74,78 +84,64 @@ def _counts(results: Results) -> str:
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in shown)
 
 
-def _honesty(results: Results) -> list[str]:
-    """What a reader must know before believing a number."""
-    if not results.front:
-        return ["Nothing has been measured."]
-    lines = [_seeds_line(results)]
-    if any(not is_exact(name) for name in results.objectives):
-        lines.append(
-            "Measured values come from validation data, on which the front was also selected: the best of many noisy "
-            "values is flattered. "
-            + (
-                "Values on fresh test data stand beside them."
-                if _confirmed(results)
-                else "None was repeated on test data."
-            )
-        )
-    if _confirmed(results):
-        lines.append(_confirmed_line(results))
-    if any(is_exact(name) for name in results.objectives):
-        lines.append("Costs (bytes, parameters, FLOPs) are counted, not measured: they are exact.")
-    return lines
-
-
-def _seeds_line(results: Results) -> str:
-    counts = Counter(len(candidate.trials) for candidate in results.candidates)
-    if set(counts) == {1}:
-        return (
-            "Every value of the search is from <b>one seed</b>: there is no interval, and neighbours may swap places "
-            "with another seed."
-        )
-    parts = [f"{count} {plural(count, 'candidate')} with {seeds(number)}" for number, count in sorted(counts.items())]
-    return f"Values are means over seeds: {', '.join(parts)}. ± is half a 95 % t interval; one seed has none."
-
-
-def _confirmed(results: Results) -> bool:
-    return any(candidate.confirmed for candidate in results.front)
-
-
-def _confirmed_line(results: Results) -> str:
-    counts = Counter(len(candidate.confirmed) for candidate in results.front)
-    parts = [
-        f"{count} {plural(count, 'model')} {'not repeated' if number == 0 else 'with ' + seeds(number)}"
-        for number, count in sorted(counts.items())
-    ]
-    interval = "± is half a 95 % t interval" if max(counts) > 1 else "one seed gives no interval"
-    return f"On fresh test data: {', '.join(parts)}; {interval}. These are the values to quote."
-
-
 def _front_table(results: Results) -> str:
     rows = front_rows(results.front, results.objectives)
     if not rows:
         return ""
     header = ["trial", *(_heading(name, results) for name in results.objectives), "seeds", "model"]
     body = []
-    for row in rows:
-        fresh = [fresh_line(row.confirmed.get(name, "")) for name in results.objectives]
-        values = [value + below for value, below in zip(row.values, fresh, strict=True)]
+    for row, candidate in zip(rows, results.front, strict=True):
+        values = [
+            value if is_exact(name) else both(value, row.confirmed.get(name, ""))
+            for name, value in zip(results.objectives, row.values, strict=True)
+        ]
         number = f'<a href="#trial-{row.number}">{row.number}</a>'
-        again = fresh_line(seeds(row.confirmed_seeds)) if row.confirmed_seeds else ""
-        body.append([number, *values, seeds(row.seeds) + again, escaped(row.label)])
+        counts = both(seeds(row.seeds), seeds(row.confirmed_seeds) if row.confirmed_seeds else "")
+        model = escaped(row.label) + warned(sentence(dominated(candidate, results)))
+        body.append([number, *values, counts, model])
     return html_table(header, body, numeric=range(len(header) - 1))
 
 
-def panel_html(panel: Panel) -> str:
-    """A figure with its heading and caption; its data stand beside it as JSON."""
-    heading = f'<figure class="panel" id="figure-{panel.name}"><h2>{escaped(panel.title)}</h2>'
-    caption = f"<figcaption>{escaped(panel.caption)}</figcaption></figure>"
-    if panel.figure is None:
-        return heading + caption
-    data = panel.figure.to_json()  # plotly writes `<` as an escape, so that no name closes the script element
-    height = panel.figure.layout.height
-    plot = f'<div class="plot" style="height: {height}px" role="img" aria-label="{escaped(panel.title)}"></div>'
-    return f'{heading}{plot}<script type="application/json">{data}</script>{caption}'
+def _apart(results: Results) -> str:
+    """The section on what may be chance."""
+    found = pairs(results)
+    none = undecided(results, found)
+    more = more_seeds(results, ".", str(SEEDS) if none else "N")
+    way_out = f"{command(more)}<p class='small'>In this report's folder; trains the front's models, and no other.</p>"
+    if none:
+        body = f"<p><b>{escaped(none)}</b> {SEEDS} seeds give intervals:</p>{way_out}"
+    elif not found:
+        body = "<p>There are no two models with values on fresh test data to compare.</p>"
+    else:
+        rows = [_apart_row(pair) for pair in found]
+        header = ("objective", "better by its mean", "next", "difference", "probability of this order", "told apart")
+        body = f"{html_table(header, rows, numeric=(3, 4))}<p class='small'>{_APART}</p>"
+        if not all(pair.compared.told_apart for pair in found):
+            body += f"<p class='small'>More seeds, in place of N:</p>{way_out}"
+    missing = (
+        [] if none else [f"Trial {candidate.number} has no value on test data." for candidate in unmeasured(results)]
+    )
+    return (
+        f'<section id="apart"><h2>Which of these can be told apart?</h2>{body}{"".join(map(warned, missing))}</section>'
+    )
+
+
+_APART = (
+    "Neighbours of the front by the means on fresh test data, compared seed by seed: difference ± half its 95 % t "
+    "interval. They are told apart where that holds no zero. Of twenty pairs of equals one is expected to look "
+    "different: the tests are not corrected for their number. Seeds are those at which a 5 % t test tells with power "
+    "0.8, if mean and spread are what these few seeds show: a rough guess. The probability is that of Student's t, "
+    "without prior; that one model dominates another is the product over objectives, as if they erred independently."
+)
+
+
+def _apart_row(pair: Pair) -> list[str]:
+    first, second = (f'<a href="#trial-{c.number}">trial {c.number}</a>' for c in (pair.first, pair.second))
+    title, found = escaped(objective_title(pair.objective)), pair.compared
+    difference = plus_minus(found.difference) if found.difference else "no seed in common"
+    likely = "none" if found.probability is None else chance(found.probability)
+    apart = "yes" if found.told_apart else f'<b class="fault">no</b>; {way_to_tell(found)}'
+    return [title, first, second, difference, likely, apart]
 
 
 def _reasons(results: Results) -> str:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from doge_lab.report.labels import ARROWS, is_exact, model_label, objective_title, spread
+from doge_lab.report.labels import ARROWS, is_exact, model_label, objective_title, objective_value, spread
 from doge_lab.search.front import Candidate, Direction, Results
 
 _HEADING_WIDTH = 11
@@ -32,7 +33,9 @@ def front_rows(front: Sequence[Candidate], objectives: Mapping[str, Direction]) 
         FrontRow(
             number=candidate.number,
             label=model_label(candidate.trials[0].config),
-            values=tuple(spread([trial.values[name] for trial in candidate.trials]) for name in objectives),
+            values=tuple(
+                objective_value(name, [trial.values[name] for trial in candidate.trials]) for name in objectives
+            ),
             seeds=len(candidate.trials),
             confirmed={name: spread(values) for name, values in confirmed_values(candidate, objectives).items()},
             confirmed_seeds=len(candidate.confirmed),
@@ -43,23 +46,38 @@ def front_rows(front: Sequence[Candidate], objectives: Mapping[str, Direction]) 
 
 def confirmed_values(candidate: Candidate, objectives: Mapping[str, Direction]) -> dict[str, list[float]]:
     """What was measured on fresh test data, by objective; nothing for what is exact."""
-    return {
-        name: [values[name] for values in candidate.confirmed]
-        for name in objectives
-        if not is_exact(name) and candidate.confirmed and all(name in values for values in candidate.confirmed)
-    }
+    found = {name: list(candidate.fresh(name).values()) for name in objectives if not is_exact(name)}
+    return {name: values for name, values in found.items() if values}
+
+
+def reported(candidate: Candidate, objectives: Mapping[str, Direction]) -> dict[str, float]:
+    """What to quote: means on fresh test data, and where there are none what the search saw."""
+    again = confirmed_values(candidate, objectives)
+    return {**candidate.values, **{name: fmean(values) for name, values in again.items()}}
 
 
 def front_table(results: Results) -> Table:
-    """The front, for a last look in the terminal; values on test data stand below those of the search."""
+    """The front, for a last look in the terminal: values on test data, and below them those by which it was chosen."""
     rows = front_rows(results.front, results.objectives)
     table = _table(results.objectives, rows, context=results.context or None)
+    repeated = any(row.confirmed for row in rows)
+    table.caption = (
+        f"{_ON_TEST if repeated else 'Of the search, on validation data'}; ± half the 95 % t interval, ≈ one seed"
+    )
+    table.caption_justify = "left"
     for row in rows:
-        table.add_row(*_cells(row))
+        shown = [row.confirmed.get(name, value) for name, value in zip(results.objectives, row.values, strict=True)]
+        counted = row.confirmed_seeds if row.confirmed else row.seeds
+        table.add_row(*(Text(cell) for cell in (str(row.number), *shown, str(counted), row.label)))
         if row.confirmed:
-            fresh = [row.confirmed.get(name, "") for name in results.objectives]
-            table.add_row("", *fresh, str(row.confirmed_seeds), Text("on fresh test data", style="dim"))
+            search = [row.values[i] if name in row.confirmed else "" for i, name in enumerate(results.objectives)]
+            table.add_row("", *search, str(row.seeds), "in the search", style="dim")
+        elif repeated:
+            table.add_row(*[""] * (len(results.objectives) + 2), "only in the search, not on test data", style="dim")
     return table
+
+
+_ON_TEST = "On fresh test data; below, as the search saw them on validation data and chose by"
 
 
 def rows_table(rows: Sequence[FrontRow], objectives: Mapping[str, Direction], limit: int | None = None) -> Table:

@@ -16,6 +16,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from doge_lab.experiment.result import by_seed
 from doge_lab.stats import Agreement, agreement
 
 SCALE = "scale.json"
@@ -52,21 +53,10 @@ def facts_of(result: Mapping[str, Any], candidates: Sequence[str], factors: Sequ
 
 def _bits(arms: Mapping[str, Any], task: str, candidates: Sequence[str], sizes: Sequence[str]) -> Bits:
     """Bits by the seeds that all have, of the candidates that could be scored at every size."""
-    scored = {
-        size: {name: _by_seed(arms[arm_name(name, size)]["tasks"][task]) for name in candidates} for size in sizes
-    }
+    scored = {size: {name: by_seed(arms[arm_name(name, size)]["tasks"][task]) for name in candidates} for size in sizes}
     names = [name for name in candidates if all(scored[size][name] for size in sizes)]
     common = set.intersection(*(set(scored[size][name]) for size in sizes for name in names)) if names else set()
     return {size: {name: [scored[size][name][seed] for seed in sorted(common)] for name in names} for size in sizes}
-
-
-def _by_seed(cell: Mapping[str, Any]) -> dict[int, float]:
-    """Bits of each seed; a training that diverged holds none."""
-    return {
-        seed["seed"]: seed["metrics"]["bits"] if seed["metrics"] else 0.0
-        for seed in cell["seeds"]
-        if seed["metrics"] or seed["diverged"]
-    }
 
 
 def _task(bits: Bits, sizes: Sequence[str]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class SearchConfig(Strict):
         default_factory=dict
     )
     """Ranges of costs; a candidate outside is rejected before training."""
-    confirm_seeds: NonNegativeInt = 1
+    confirm_seeds: NonNegativeInt = 3
     """Afterwards the front is trained again on fresh test data, with so many seeds: what the report stands on."""
     allow_faults: bool = False
     """Search over published forms whose known faults fail the contract."""

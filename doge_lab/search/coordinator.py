@@ -5,7 +5,7 @@ and a full disk cost at most what was being trained. A trial left running by a c
 again on resume, under its own number.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
@@ -21,15 +21,13 @@ from doge_lab.files import only_one
 from doge_lab.objective import Measured
 from doge_lab.search.config import Space
 from doge_lab.search.front import Results
-from doge_lab.search.pool import DIED, DONE, EXAMINED, FAILED, REPORT, Pool
+from doge_lab.search.pool import DONE, EXAMINED, FAILED, REPORT, Pool
 from doge_lab.search.screening import Rejected, screen
 from doge_lab.search.space import Draw, Hole, Scalar, fill
 from doge_lab.search.study import Confirmed, Unconfirmed, open_study, refuse_mixing, results_of, writing_to
 from doge_lab.search.vetting import Vetting
 
 RUNS = "runs"
-ATTEMPTS = 3
-"""A trial whose worker dies is asked again at most twice."""
 REJECTIONS = 300
 """Candidates rejected in a row before the search gives up: the space can hardly meet its constraints."""
 CONFIRM_SEED = 1000
@@ -59,7 +57,6 @@ class Coordinator:
     def run(self) -> Results:
         """Search, confirm the front, and return what a report needs. Raises `UserError` when nothing can be trained."""
         refuse_mixing(self.directory, resume=self.resume)
-        self.attempts: Counter[tuple[str, int]] = Counter()
         self.rejected_in_a_row = 0
         self.vetting = Vetting(self.space, skip_failing=self.skip_failing)
         with writing_to(self.directory), Pool(self.devices, self.allow_import) as pool:
@@ -122,16 +119,10 @@ class Coordinator:
             self.vetting.note(content)
         elif event == REPORT:
             self.notes[number] = f"{content['task']} {content['step']}/{content['steps']}"
-        elif event == DIED and job:
-            self.attempts[self.phase, number] += 1
-            if self.attempts[self.phase, number] < ATTEMPTS:
-                pool.submit(job)
-            else:
-                event, content = FAILED, {**content, "event": FAILED}
         if event in (DONE, FAILED):
             self.changes += 1
             self.notes.pop(number, None)
-            tell(job, content)
+            tell(job, {**content, "event": event})
         self.on_change(self)
 
     def _tell(self, job: Mapping[str, Any], content: Mapping[str, Any]) -> None:

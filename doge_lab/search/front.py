@@ -66,6 +66,11 @@ class Candidate:
         """Mean over seeds of what the search saw."""
         return {name: fmean(trial.values[name] for trial in self.trials) for name in self.trials[0].values}
 
+    def fresh(self, objective: str) -> dict[int, float]:
+        """The objective on fresh test data, by seed."""
+        found = zip(self.confirmed_seeds, self.confirmed, strict=True)
+        return {seed: values[objective] for seed, values in found if objective in values}
+
 
 def candidates(
     trials: Sequence[Trial],
@@ -113,6 +118,7 @@ class Results:
     reference: the hypervolume's reference point: zero bits, the bytes of the costliest admissible candidate.
     context: tokens at which cache bytes are counted.
     ended_early: why the search stopped before it had trained all its trials; empty when it did.
+    seed: of the sampler, without which the search cannot be resumed.
     """
 
     name: str
@@ -126,3 +132,4 @@ class Results:
     candidates: tuple[Candidate, ...]
     front: tuple[Candidate, ...]
     ended_early: str = ""
+    seed: int = 0

@@ -1,4 +1,4 @@
-"""Worker processes and the pipes to them. A worker that dies is replaced; its job comes back as an event."""
+"""Worker processes and the pipes to them. A worker that dies is replaced and its job asked again, at most twice."""
 
 import contextlib
 import json
@@ -13,6 +13,8 @@ from typing import Any, Self
 from doge_lab.errors import UserError
 
 READY, REPORT, EXAMINED, DONE, FAILED, DIED = "ready", "report", "examined", "done", "failed", "died"
+ATTEMPTS = 3
+"""After so many workers died of a job it has failed."""
 
 
 class _Worker:
@@ -24,6 +26,7 @@ class _Worker:
         self.device = device
         self.ready = False
         self.job: Mapping[str, Any] = {}
+        self.attempt = 0
         self._events = events
         # -P: a file called like one of ours in the current folder must not hide it.
         self._process = subprocess.Popen(
@@ -37,9 +40,9 @@ class _Worker:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def send(self, job: Mapping[str, Any]) -> None:
+    def send(self, job: Mapping[str, Any], attempt: int) -> None:
         assert self._process.stdin is not None
-        self.job = job
+        self.job, self.attempt = job, attempt
         with contextlib.suppress(OSError):  # a dead worker is reported by its reader, with this job
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
@@ -62,12 +65,16 @@ class _Worker:
 
 
 class Pool:
-    """`devices[i]` is the device of worker i. Use it as a context: on leaving, every worker is ended."""
+    """`devices[i]` is the device of worker i. Use it as a context: on leaving, every worker is ended.
+
+    deaths: workers that died with a job.
+    """
 
     def __init__(self, devices: Sequence[str], allow_import: Sequence[str] = ()) -> None:
         self._devices, self._allow_import = devices, allow_import
         self._events: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
         self._workers: list[_Worker] = []
+        self.deaths = 0
 
     def __enter__(self) -> Self:
         self._workers = [self._start(device) for device in self._devices]
@@ -87,11 +94,12 @@ class Pool:
 
     def submit(self, job: Mapping[str, Any]) -> None:
         """Give `job` to an idle worker."""
-        next(worker for worker in self._workers if not worker.job).send(job)
+        next(worker for worker in self._workers if not worker.job).send(job, 1)
 
     def wait(self) -> tuple[str, Mapping[str, Any], dict[str, Any]]:
         """The next event: its name, the job it belongs to (empty for `ready`), and its content.
 
+        After `died` the job is being asked again; what it said before counts for nothing.
         Raises `UserError` when a worker ends before it is ready: the next one would end as well.
         """
         worker, content = self._events.get()
@@ -101,10 +109,20 @@ class Pool:
         elif event == DIED:
             if not worker.ready:
                 raise UserError(f"{content['reason']} before it was ready; its own message is above", "worker")
-            self._workers[self._workers.index(worker)] = self._start(worker.device)
+            event = self._replace(worker)
         if event in (DONE, FAILED):
             worker.job = {}
         return event, job, content
+
+    def _replace(self, dead: _Worker) -> str:
+        """Start another worker in its place; the event that this is for its job."""
+        self._workers[self._workers.index(dead)] = worker = self._start(dead.device)
+        self.deaths += bool(dead.job)
+        if dead.attempt >= ATTEMPTS:
+            return FAILED
+        if dead.job:
+            worker.send(dead.job, dead.attempt + 1)
+        return DIED
 
     def _start(self, device: str) -> _Worker:
         return _Worker(device, self._allow_import, self._events)

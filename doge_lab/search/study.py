@@ -149,6 +149,7 @@ def results_of(study: Study, space: Space, directory: Path) -> Results:
         candidates=tuple(everyone),
         front=tuple(front(everyone, space.search.objectives)),
         ended_early=study.user_attrs.get("ended_early", ""),
+        seed=study.user_attrs["seed"],
     )
 
 
