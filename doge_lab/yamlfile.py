@@ -29,35 +29,37 @@ class _Loader(yaml.SafeLoader):
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file. Raises `UserError` naming the file and the line."""
-    text = _read_text(path)
+    return parse_mapping(_read_text(path), str(path))
+
+
+def parse_mapping(text: str, file: str) -> dict[str, Any]:
+    """The mapping that `text` writes, the content of `file`. Raises `UserError` naming the file and the line."""
     try:
-        content = json.loads(text, object_pairs_hook=_unique) if path.suffix == ".json" else yaml.load(text, _Loader)
+        content = json.loads(text, object_pairs_hook=_unique) if file.endswith(".json") else yaml.load(text, _Loader)
     except json.JSONDecodeError as error:
-        raise UserError(f"not valid JSON at line {error.lineno}: {error.msg}", file=str(path)) from None
+        raise UserError(f"not valid JSON at line {error.lineno}: {error.msg}", file=file) from None
     except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML{_place(error)}", file=str(path)) from None
+        raise UserError(f"not valid YAML{_place(error)}", file=file) from None
     except UserError as error:
-        raise UserError(error.message, file=str(path)) from None
+        raise UserError(error.message, file=file) from None
     except ValueError as error:
-        raise UserError(f"holds a value that cannot be read: {error}", file=str(path)) from None
+        raise UserError(f"holds a value that cannot be read: {error}", file=file) from None
     except RecursionError:
-        raise UserError("nested too deeply", file=str(path)) from None
+        raise UserError("nested too deeply", file=file) from None
     if content is None:
-        raise UserError("the file is empty", file=str(path))
+        raise UserError("the file is empty", file=file)
     if not isinstance(content, dict):
-        raise UserError(
-            f"the file must hold a mapping such as `model: ...`, not a {type(content).__name__}", file=str(path)
-        )
+        raise UserError(f"the file must hold a mapping such as `model: ...`, not a {type(content).__name__}", file=file)
     if _size(content, {}) > MOST_VALUES:
         raise UserError(
-            f"aliases in it stand for more than {MOST_VALUES:,} values, which no configuration holds", file=str(path)
+            f"aliases in it stand for more than {MOST_VALUES:,} values, which no configuration holds", file=file
         )
     try:
         return _plain(content)
     except ValueError:
-        raise UserError("an alias in the file refers to itself", file=str(path)) from None
+        raise UserError("an alias in the file refers to itself", file=file) from None
     except TypeError:
-        raise UserError("the names in a mapping must be text", file=str(path)) from None
+        raise UserError("the names in a mapping must be text", file=file) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from doge_lab.cli import blocks, check, compare, describe, report, rerun, scale, schema, search, tasks, train
+from doge_lab.cli import blocks, challenge, check, compare, describe, report, rerun, scale, schema, search, tasks, train
 from doge_lab.errors import UserError
 
-COMMANDS = (blocks, tasks, describe, check, train, rerun, search, compare, scale, report, schema)
+COMMANDS = (blocks, tasks, describe, check, train, rerun, search, compare, scale, challenge, report, schema)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,6 +35,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except UserError as error:
         print(f"doge-lab: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"doge-lab: not enough memory: {error}; make tables, sequences or batches smaller", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("doge-lab: interrupted", file=sys.stderr)
