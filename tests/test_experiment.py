@@ -166,7 +166,7 @@ def test_the_table_tells_a_hurried_reader_what_is_missing(capsys):
     }
     pair = {"task": "a", "first": "mine", "second": "yours", "told_apart": False, "seeds_needed": 40}
     pair |= {"probability": 0.7, "bits": {"mean": 1.0, "half": 2.0, "n": 3}}
-    result = {"name": "x", "protocol": {"seeds": 3}, "tasks": ["a", "b"], "arms": [arm], "pairs": [pair]}
+    result = {"name": "x", "protocol": {"seeds": 3, "lr": [0.1]}, "tasks": ["a", "b"], "arms": [arm], "pairs": [pair]}
     Console(width=200).print(arms_table(result))
     shown = capsys.readouterr().out
     assert "4.00 (one seed) (1 of 3 seeds, 1 failed, 1 saturated, lr 0.1 is at the edge)" in shown
@@ -192,3 +192,33 @@ def test_a_run_whose_worker_dies_is_asked_again(tmp_path, strange):
     assert once["tasks"]["capacity"]["bits"]["n"] == 1
     assert always["tasks"]["capacity"]["failed"] == 1
     assert always["tasks"]["capacity"]["seeds"][0]["failed"] == "the worker process ended with code -9"
+
+
+def test_the_front_of_a_search_is_compared_under_the_protocol(tmp_path, in_process, capsys):
+    from tiny_search import search, tiny
+
+    found = search(tiny(trials=4, confirm_seeds=0), tmp_path / "search")
+    words = ["--set", "protocol.seeds=2", "--set", "protocol.lr=[0.01, 0.03]", "--workers", "1", "--json"]
+    assert main(["compare", str(tmp_path / "search"), *words]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [arm["name"] for arm in result["arms"]] == [f"trial {candidate.number}" for candidate in found.front]
+    for arm, candidate in zip(result["arms"], found.front, strict=True):
+        assert arm["cost"]["cache_bytes"] == candidate.values["cache_bytes"]
+        assert arm["tasks"]["capacity"]["bits"]["n"] == 2
+    assert (tmp_path / "search" / "compare" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "model.d_model=2"], "only the protocol can be set"),
+        (["--set", "protocol.seedz=2"], "did you mean 'seeds'?"),
+        (["--candidates", "1"], "must be at least 2, not 1"),
+    ],
+)
+def test_of_a_search_only_the_protocol_can_be_set(tmp_path, in_process, capsys, words, message):
+    from tiny_search import search, tiny
+
+    search(tiny(trials=1, confirm_seeds=0), tmp_path)
+    assert main(["compare", str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doge_lab.cli import main
+from doge_lab.experiment.candidates import spread
 from doge_lab.report.scale import scale_lines
 from doge_lab.scale.agreement import arm_name, facts_of
-from doge_lab.scale.candidates import spread
 from doge_lab.scale.sizes import at_size
 from doge_lab.stats import agreement
 

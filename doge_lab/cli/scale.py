@@ -30,9 +30,9 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from doge_lab.experiment.candidates import load
     from doge_lab.files import write_text_atomically
     from doge_lab.scale.agreement import SCALE, facts_of
-    from doge_lab.scale.candidates import load
     from doge_lab.scale.sizes import experiment_of
 
     consent(options)
@@ -40,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"must be at least 2, not {options.candidates}", "--candidates")
     factors = _factors(options)
     candidates = load(options.source, options.set, most=options.candidates)
+    if len(candidates.runs) < 2:
+        raise UserError(f"holds {len(candidates.runs)} candidate; an order takes two", str(options.source))
     experiment = experiment_of(candidates, factors)
     folder = candidates.directory
     out = options.out or (folder / "scale" if folder else Path("results") / str(experiment.name))

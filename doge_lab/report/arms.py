@@ -12,12 +12,7 @@ from doge_lab.stats import Comparison, Interval
 def arms_table(result: Mapping[str, Any]) -> Table:
     """An arm a row: what it costs, and bits on every task with half the 95 % t interval."""
     seeds = result["protocol"]["seeds"]
-    shown = Table(
-        title=f"{result['name']}: bits on test",
-        caption=f"± half the 95 % t interval over {seeds} seeds; learning rates tuned on validation data"
-        if seeds > 1
-        else "one seed: no interval, and the order may be chance",
-    )
+    shown = Table(title=f"{result['name']}: bits on test", caption=_caption(result["protocol"]))
     shown.add_column("arm")
     for name in ("cache bytes", "parameters", "of them embedding", "active", *result["tasks"]):
         shown.add_column(name, justify="right")
@@ -26,6 +21,16 @@ def arms_table(result: Mapping[str, Any]) -> Table:
         costs = [f"{cost[key]:,}" for key in ("cache_bytes", "params", "embedding_params", "active_params")]
         shown.add_row(arm["name"], *costs, *(bits_text(arm["tasks"][task], seeds) for task in result["tasks"]))
     return shown
+
+
+def _caption(protocol: Mapping[str, Any]) -> str:
+    spread = (
+        f"± half the 95 % t interval over {protocol['seeds']} seeds"
+        if protocol["seeds"] > 1
+        else "one seed: no interval, and the order may be chance"
+    )
+    tuned = "tuned on validation data" if len(protocol["lr"]) > 1 else "the same for all, tuned for none"
+    return f"{spread}; learning rates {tuned}"
 
 
 def doubts(result: Mapping[str, Any]) -> list[str]:

@@ -97,9 +97,10 @@ def _guessed_lines(results: Results) -> list[str]:
 
 
 def _rate_line(results: Results) -> str:
+    tuned = f"(doge-lab compare {escaped(results.directory)} tunes it for each model of the front)"
     if any(is_hole(rate) for rate in _written(results.space, "lr")):
-        return "Learning rates were drawn with the architectures, not tuned for each: differences may be the rate's."
-    return "One learning rate served all architectures, tuned for none: small differences may be the rate's."
+        return f"Learning rates were drawn with the architectures: differences may be the rate's {tuned}."
+    return f"One learning rate served all architectures: small differences may be the rate's {tuned}."
 
 
 def _written(node: Any, key: str) -> Iterable[Any]:

@@ -9,15 +9,16 @@ file writes all widths, those of the state blocks are opened, or d_model where t
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from doge_lab import config as runs
 from doge_lab import registry
 from doge_lab.config import RunConfig
 from doge_lab.errors import UserError
+from doge_lab.experiment.candidates import Candidates
 from doge_lab.experiment.config import Experiment
 from doge_lab.scale.agreement import arm_name, size_name
-from doge_lab.scale.candidates import Candidates
 from doge_lab.tasks import Task
 
 HEADS = 8
@@ -78,4 +79,4 @@ def experiment_of(candidates: Candidates, factors: Sequence[float]) -> Experimen
                 raise error.under(f"{name} at {factor:g} times its size") from None
             kept = {key: value for key, value in run.dump().items() if key not in ("seed", "name")}
             arms[arm_name(name, size_name(factor))] = kept
-    return Experiment(name=f"{candidates.name}-scale", base={}, arms=arms, protocol=candidates.protocol)
+    return replace(candidates, name=f"{candidates.name}-scale", runs=arms).experiment()

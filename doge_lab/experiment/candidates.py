@@ -1,17 +1,18 @@
-"""What `doge-lab scale` compares: the arms of an experiment, or the front of a search, as runs that are yet unsized."""
+"""What is compared: the arms of an experiment's file, or models of a search's front, as runs that are yet unsized."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from doge_lab.errors import UserError
 from doge_lab.experiment import config as experiments
-from doge_lab.experiment.config import Protocol
+from doge_lab.experiment.config import Experiment, Protocol
 from doge_lab.search.front import Candidate
 from doge_lab.search.space import fill
 from doge_lab.search.study import STUDY, read_results
-from doge_lab.yamlfile import with_values
+from doge_lab.strict import validate
+from doge_lab.yamlfile import with_overrides, with_values
 
 
 @dataclass(frozen=True)
@@ -19,24 +20,32 @@ class Candidates:
     """name -> a run as a file would write it, widths left open where its author left them; and how to treat them."""
 
     name: str
-    runs: Mapping[str, Mapping[str, Any]]
+    runs: Mapping[str, dict[str, Any]]
     protocol: Protocol
     directory: Path | None = None
     """The search that they come from."""
 
+    def experiment(self) -> Experiment:
+        """The runs as arms."""
+        return Experiment(name=self.name, base={}, arms=dict(self.runs), protocol=self.protocol)
+
 
 def load(source: Path, overrides: Sequence[str] = (), *, most: int) -> Candidates:
-    """Read an experiment's file or a search's folder. Raises `UserError` when there are not two to put in order."""
-    found = _of_search(source, most) if source.is_dir() else _of_experiment(source, overrides)
-    if overrides and source.is_dir():
-        raise UserError("a search's candidates are what they are; leave --set out", "--set")
-    if len(found.runs) < 2:
-        raise UserError(f"holds {len(found.runs)} candidate; an order takes two", str(source))
-    return found
+    """Read an experiment's file, or at most so many models of a search's folder. Raises `UserError`."""
+    if not source.is_dir():
+        return _of_experiment(experiments.load(source, overrides))
+    found = _of_search(source, most)
+    try:
+        content = with_overrides({"protocol": found.protocol.model_dump(mode="json")}, overrides)
+        if set(content) != {"protocol"}:
+            raise UserError("of a search's models only the protocol can be set, as in protocol.seeds=5")
+        protocol = validate(Protocol, content["protocol"])
+    except UserError as error:
+        raise error.under("--set") from None
+    return replace(found, protocol=protocol)
 
 
-def _of_experiment(path: Path, overrides: Sequence[str]) -> Candidates:
-    experiment = experiments.load(path, overrides)
+def _of_experiment(experiment: Experiment) -> Candidates:
     runs = {name: with_values(experiment.base, changes.items()) for name, changes in experiment.arms.items()}
     return Candidates(str(experiment.name), runs, experiment.protocol)
 
