@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from doge_lab.config import RunConfig, fingerprint
+from doge_lab.config import RunConfig, fingerprint, foreign_blocks
 from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
 from doge_lab.tasks import Metrics, ScoredOn, Task
 from doge_lab.train import Diverged, StepReport, predictor, save_tensors, train
 
 RECORD, WEIGHTS, CHECKPOINT = "record.jsonl", "model.safetensors", "checkpoint.safetensors"
-PACKAGES = ("torch", "numpy", "einx", "transformers", "optuna", "pydantic")
+PACKAGES = ("torch", "numpy", "einx", "transformers", "optuna", "pydantic", "sentencepiece")
 
 OnReport = Callable[[StepReport], None]
 
@@ -53,11 +53,14 @@ def execute(
         raise UserError(f"{folder} holds another run (or other options); choose another --out")
     if before and before[-1]["event"] == "end" and (folder / WEIGHTS).exists():
         return before[-1]
+    if before and before[-1]["event"] == "failed":
+        raise Diverged(before[-1]["reason"])
     folder.mkdir(parents=True, exist_ok=True)
     data = task.data(seed=run.seed, scored_on=scored_on)
     cost = run.cost()
     write = _Writer(folder / RECORD)
-    write("start", **identity, data_hash=data.data_hash(), **_provenance(device), config=run.dump(), cost=cost.dump())
+    provenance = _provenance(run, device)
+    write("start", **identity, data_hash=data.data_hash(), **provenance, config=run.dump(), cost=cost.dump())
     model = CausalLM.build(run.model, seed=run.seed, device=torch_device(device))
     config = run.train_config(task)
 
@@ -140,9 +143,9 @@ def _git(root: Path, *words: str) -> str:
     return asked.stdout.strip()
 
 
-def _provenance(device: str) -> dict[str, Any]:
+def _provenance(run: RunConfig, device: str) -> dict[str, Any]:
     return {
-        "code": code_version(),
+        "code": {**code_version(), **foreign_blocks(run)},
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "machine": {"device": device, "processor": _processor(device)},

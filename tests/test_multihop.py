@@ -1,5 +1,7 @@
 """Multihop: what is scored follows from stored facts, is never trained, and is uniform to who does not know them."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,38 @@ def test_a_reader_who_knows_only_the_entities_earns_nothing():
     metrics = data().evaluate(uniform)
     assert all(metrics[name] == pytest.approx(0, abs=1e-3) for name in ("bits", "stored_bits", "trained_bits"))
     assert all(part["bits"] == pytest.approx(0, abs=1e-3) for part in metrics["slices"])
+
+
+def test_a_reader_who_knows_where_paths_end_but_not_where_they_begin_earns_the_guess():
+    held = data()
+    ends = {}
+    for row, target in zip(held.inputs, held.targets, strict=True):
+        ends.setdefault(tuple(row[1:]), []).append(target.max())
+
+    def guesser(inputs):
+        logits = torch.full((*inputs.shape, PAD + 1), -torch.inf)
+        for row, tokens in enumerate(inputs.tolist()):
+            counts = np.bincount(ends[tuple(tokens[1:])], minlength=PAD + 1)
+            logits[row] = torch.from_numpy(np.log(counts, where=counts > 0, out=np.full(PAD + 1, -np.inf)))
+        return logits
+
+    metrics = held.evaluate(guesser)
+    assert 0 < metrics["guess_bits"] < metrics["max_bits"]
+    for part in (metrics, *metrics["slices"]):
+        assert part["bits"] == pytest.approx(part["guess_bits"], abs=1e-3)
+
+
+@pytest.mark.parametrize(("n_entities", "n_relations", "hops"), [(2, 2, 2), (2, 3, 3), (3, 2, 2)])
+def test_over_all_tables_answers_are_exactly_uniform(n_entities, n_relations, hops):
+    task = {"type": "multihop", "n_entities": n_entities, "n_relations": n_relations, "hops": [hops]}
+    held, counts, twice = data(task), 0, np.zeros(n_entities, dtype=int)
+    for table in product(range(n_entities), repeat=n_entities * n_relations):
+        held.table = np.array(table).reshape(n_relations, n_entities)
+        _, targets = held._questions(hops)
+        counts = counts + np.eye(n_entities, dtype=int)[targets[:, hops]]
+        twice[held.table[0, held.table[0, 0]]] += 1
+    assert (counts == counts[0, 0]).all()  # of every question
+    assert twice[0] > twice[1]  # one relation twice, which is no question, returns too often
 
 
 def test_a_reader_of_another_table_loses_bits():

@@ -117,7 +117,6 @@ def uniform(n_tokens):
 
 @pytest.mark.parametrize("task", [SMALL, HARD], ids=["plain", "hard"])
 def test_knowing_the_values_of_an_episode_earns_the_guess(task):
-    """Exactly, but for values that stand for several keys."""
     held, n_stacks = data(task), parse(task).n_stacks
     assert held.evaluate(uniform(32))["bits"] == pytest.approx(0, abs=1e-5)
     length = held.inputs.shape[1] // n_stacks
@@ -134,11 +133,7 @@ def test_knowing_the_values_of_an_episode_earns_the_guess(task):
         return logits
 
     metrics = held.evaluate(guesser)
-    twice = 0.0  # a value that stands for two keys is twice as likely
-    for asked in held.targets.reshape(-1, length):
-        values = asked[asked != IGNORE]
-        twice += np.log2((values[:, None] == values).sum(axis=1)).sum() / len(held.targets)
-    assert metrics["bits"] == pytest.approx(metrics["guess_bits"] + twice, abs=1e-4)
+    assert metrics["bits"] == pytest.approx(metrics["guess_bits"], abs=1e-4)
 
 
 @settings(max_examples=20, deadline=None)
@@ -188,7 +183,7 @@ def test_a_smaller_training_set_is_part_of_a_larger_one():
         ({"n_pairs": [2], "n_stacks": 5, "length": 42}, "42 tokens cannot be cut into 5 equal episodes"),
         ({"eval_length": 20}, "eval_length: 20 tokens are fewer than the 24 trained on"),
         ({"eval_pairs": [7]}, "eval_pairs: 7 pairs need a length of at least 28, not 24"),
-        ({"eval_pairs": []}, "eval_pairs: 0 pairs need"),
+        ({"eval_pairs": []}, "eval_pairs: give one number of pairs"),
         ({"eval_length": 99, "eval_pairs": [16]}, "16 pairs need 16 keys, but n_tokens=32 leaves 15"),
         ({"noise": 1}, "noise: input should be less than 1, not 1"),
         ({"n_train": 0}, "n_train: input should be greater than 0, not 0"),

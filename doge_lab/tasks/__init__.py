@@ -53,11 +53,16 @@ def rungs(task: Task) -> list[Task]:
     return [
         task,
         *(
-            validate(type(task), {**task.model_dump(), option: value, "name": f"{task.label} {option}={value}"})
+            validate(type(task), {**task.model_dump(), option: value, "name": f"{task.label} {option}={_shown(value)}"})
             for option, value in changes
             if getattr(task, option) != value
         ),
     ]
+
+
+def _shown(value: Any) -> str:
+    """An option's value in a name: several are joined, as in `2+3`."""
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 AnyTask = Annotated[SerializeAsAny[Task], BeforeValidator(parse), WithJsonSchema({"x-task": True})]

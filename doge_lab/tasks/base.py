@@ -130,6 +130,14 @@ def rng(*key: Any) -> np.random.Generator:
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
+def share_of(answer: Tokens, group: Tokens) -> NDArray[np.float64]:
+    """How large a share of the answers of its group each answer [A] is: what knowing no more than these is worth."""
+    _, group = np.unique(group, return_inverse=True)
+    _, cell, count = np.unique(group * (answer.max(initial=0) + 1) + answer, return_inverse=True, return_counts=True)
+    share: NDArray[np.float64] = count[cell] / np.bincount(group)[group]
+    return share
+
+
 def sha256(*arrays: Tokens) -> str:
     digest = hashlib.sha256()
     for array in arrays:

@@ -11,6 +11,8 @@ loss_value is the cost, in nats, of all values of a person, each read after the 
 for the facts, given names and wording, whatever the order. Of employer and working city, which follows from it, the
 one that comes first costs and the other is free; both are counted under employer. The pronoun is counted where it first
 stands. A reader who knows how values are spelt and drawn, and nobody's facts, earns zero bits exactly (see `prose`).
+Facts may be found by the wording too: with few `renderings` it is as good as a name, and still brings bits when names
+are exchanged. Fresh wording tells nothing.
 
     bound_bits       = N·log2(N0/e^loss_name) + N·log2(S0/e^loss_value)       their definition 4.3, which they divide by
                        the number of parameters to get about 2 (1000 exposures); N0 = 400·400·1000 names
@@ -27,6 +29,7 @@ Shape letters: B row, N person, A attribute (sentence), S piece of a row, T toke
 """
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +39,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from doge_lab.errors import UserError
 from doge_lab.tasks.base import IGNORE, Answers, Metrics, Predict, ScoredOn, Tokens, ask, rng
-from doge_lab.tasks.memorised import MemorisedData, TableTask, saturation
+from doge_lab.tasks.memorised import MemorisedData, Size, TableTask, saturation
 from doge_lab.tasks.prose import HEADQUARTERS, N_TEMPLATES, VALUES, Language, language
 from doge_lab.tasks.tokenisers import BLANK
 
@@ -51,9 +54,13 @@ class Biography(TableTask):
     """The lives of `n_people`, each row one life."""
 
     size_option: ClassVar[str] = "n_people"
-
+    ladder: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "n_people": (2000, 4000),
+        "renderings": (40, 1),
+        "tokeniser": ("byte",),
+    }
     type: Literal["biography"] = "biography"
-    n_people: PositiveInt | Literal["auto"] = 1000
+    n_people: Size = 1000
     """People in the table; `auto` sizes it so that the model cannot hold it all."""
     tokeniser: Literal["sentencepiece", "byte"] = "sentencepiece"
     """`sentencepiece`: byte-pair merges of `n_tokens`, learned from the words that can occur. `byte`: 257 tokens."""

@@ -14,22 +14,28 @@ token per value and the names given. Their law: about 2 bits per parameter after
 """
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from doge_lab.errors import UserError
 from doge_lab.tasks.base import IGNORE, Metrics, Predict, ScoredOn, Tokens, ask, rng
-from doge_lab.tasks.memorised import MemorisedData, TableTask, saturation
+from doge_lab.tasks.memorised import MemorisedData, Size, TableTask, saturation
 
 
 class Capacity(TableTask):
     """A table of `n_entities` random facts."""
 
     size_option: ClassVar[str] = "n_entities"
+    ladder: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "n_entities": (2000, 4000),
+        "n_values": (16, 32),
+        "format": ("query",),
+    }
     type: Literal["capacity"] = "capacity"
-    n_entities: PositiveInt | Literal["auto"] = 1000
+    n_entities: Size = 1000
     """Entities in the table; `auto` sizes it so that the model cannot hold it all."""
     n_name_tokens: PositiveInt = 2
     """Tokens of a name. Names differ from each other."""

@@ -16,7 +16,8 @@ Shape letters: B sequence, T token, N node, Q query.
 """
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,11 @@ from doge_lab.tasks.sampled import SampledData, SampledTask
 class Depo(SampledTask):
     """Successors on a circle of nodes that is given as shuffled edges."""
 
+    ladder: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "n_nodes": (16, 32),
+        "hops": ((1,), (2,), (4,), (6,)),
+        "n_tokens": (64, 128),
+    }
     type: Literal["depo"] = "depo"
     n_nodes: int = Field(default=8, ge=3)
     """Nodes of the circle."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from doge_lab.tasks.base import IGNORE, Answers, Metrics, Predict, Tokens
+from doge_lab.tasks.base import IGNORE, Answers, Metrics, Predict, Tokens, share_of
 from doge_lab.tasks.sampled import SampledData, SampledTask
 
 SMALLER_SETS = (6_400, 3_200, 1_600, 800)
@@ -49,10 +49,7 @@ class MadData(SampledData):
 
     def guess(self, row: Tokens, position: Tokens) -> NDArray[np.float64]:
         """The probability [A] that the guesser gives to each answer. Here: knowing all answers of the sequence."""
-        answer = self.targets[row, position]
-        count = np.zeros((len(self.targets), self.task.vocab_size))
-        np.add.at(count, (row, answer), 1)
-        return count[row, answer] / count.sum(axis=1)[row]
+        return share_of(self.targets[row, position], row)
 
     def evaluate(self, predict: Predict) -> Metrics:
         """Adds `guess_bits`: what is earned by knowing how often each value is an answer, recalling none."""

@@ -14,7 +14,8 @@ Source: Allen-Zhu 2025, Physics of Language Models 4.1, https://arxiv.org/abs/25
 Shape letters: B sequence, T token.
 """
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ OPERATIONS = ("+", "-", "*")
 class Mano(SampledTask):
     """Expressions of some operations, and their value."""
 
+    ladder: ClassVar[Mapping[str, tuple[Any, ...]]] = {"operations": ((2,), (4,), (8,)), "modulus": (47, 97)}
     type: Literal["mano"] = "mano"
     operations: tuple[PositiveInt, ...] = (1, 2)
     """Numbers of operations; each expression has one of them, in equal shares."""

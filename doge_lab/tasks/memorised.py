@@ -2,10 +2,11 @@
 
 import abc
 import math
-from typing import ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator, PositiveInt
 
 from doge_lab.errors import UserError
 from doge_lab.strict import validate
@@ -18,6 +19,16 @@ Proxies trained for 300 exposures came to 2.5 (docs/laws.md), and were flagged a
 """
 SATURATED = 0.9
 """A model that holds more than this share of the table was not asked for all it can hold."""
+
+
+def _whole_or_auto(written: Any) -> Any:
+    if written == "auto" or (type(written) is int and written > 0):
+        return written
+    raise UserError(f"must be a whole number above 0, or `auto`, not {written!r}")
+
+
+Size = Annotated[PositiveInt | Literal["auto"], BeforeValidator(_whole_or_auto)]
+"""How many entries a table has."""
 
 
 class MemorisedTask(Task):

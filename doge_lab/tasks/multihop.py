@@ -12,9 +12,16 @@ The relations of a path differ. So zero bits is chance, exactly: given the first
 starts from is fixed, and the last relation, which no earlier hop has read, sends it to each entity equally often over
 tables. (With r1 = r2 a hop may return to where the same function was already read, and answers are not uniform.)
 
+Random functions send several entities to one, so a path tells something about the answer to a reader who composes
+nothing: `guess_bits` is earned by knowing how often the path of a question ends at each entity, and not where the
+question begins. Only bits above it show composing.
+
 `bits` counts answers and is no bound on what the weights hold: all of them follow from the one-hop facts, which are
 independent, so that `stored_bits` is one, as in `capacity`. Held-out questions mix facts that are each seen in other
-compositions; a model that learned trained answers one by one earns `trained_bits` and no `bits`.
+compositions; a model that learned trained answers one by one earns `trained_bits`, and of `bits` the guess at most.
+No held-out question is trained, also not within a longer one, which is asked for its end alone. But with `hops: [2, 3]`
+the first two hops of a question of three are mostly a trained question, so that it may be answered in two steps. With
+`hops: [3]` only one-hop facts lead there.
 
 Source: Wang et al. 2024, Grokked Transformers are Implicit Reasoners, https://arxiv.org/abs/2405.15071 (their atomic
 and inferred facts, in distribution; here every entity has every relation); Allen-Zhu & Li 2023, Physics of Language
@@ -24,30 +31,39 @@ Shape letters: Q question, E entity, R relation, P path, H hop.
 """
 
 import math
+from collections.abc import Mapping
+from functools import cached_property
 from itertools import permutations
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from doge_lab.errors import UserError
-from doge_lab.tasks.base import IGNORE, Answers, Metrics, Predict, ScoredOn, Tokens, ask, rng
+from doge_lab.tasks.base import IGNORE, Answers, Metrics, Predict, ScoredOn, Tokens, ask, rng, share_of
 from doge_lab.tasks.memorised import MemorisedData, MemorisedTask
 
 MOST_QUESTIONS = 10_000_000
 """More than this nobody scores."""
+MOST_HOPS = 10
+"""More take more than ten relations, of which there are more orders than `MOST_QUESTIONS`."""
 
 
 class Multihop(MemorisedTask):
     """A table of relations, and questions that compose them."""
 
+    ladder: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "hops": ((3,), (2, 3)),
+        "trained_share": (0.8, 0.5, 0.2),
+        "n_entities": (64, 128),
+    }
     type: Literal["multihop"] = "multihop"
     n_entities: int = Field(default=32, ge=2)
     """Entities; an answer is worth log2 of it in bits."""
     n_relations: int = Field(default=10, ge=2)
     """Relations, each a random function of the entities."""
-    hops: tuple[int, ...] = (2,)
+    hops: tuple[Annotated[int, Field(le=MOST_HOPS)], ...] = (2,)
     """Numbers of hops of composed questions; one-hop facts are always trained."""
     trained_share: float = Field(default=0.9, ge=0, lt=1)
     """Share of the composed questions of each number of hops that is trained; the rest is held out."""
@@ -128,8 +144,8 @@ class MultihopData(MemorisedData):
         return self.inputs[index], self.targets[index]
 
     def evaluate(self, predict: Predict) -> Metrics:
-        """`bits`, `max_bits` and `accuracy` of held-out questions; `stored_bits` of one-hop facts, `trained_bits` of
-        composed questions that were trained; `slices` of all three by number of hops.
+        """`bits`, `max_bits`, `guess_bits` and `accuracy` of held-out questions; `stored_bits` of one-hop facts,
+        `trained_bits` of composed questions that were trained; `slices` of all three by number of hops.
         """
         answers = ask(predict, self.inputs, self.targets)
         held_out, composed = answers.row >= self.n_rows, answers.position > 1
@@ -137,6 +153,7 @@ class MultihopData(MemorisedData):
         return {
             "bits": scored["bits"],
             "max_bits": scored["max_bits"],
+            "guess_bits": scored["guess_bits"],
             "accuracy": scored["accuracy"],
             "stored_bits": self._sum(answers, ~composed)["bits"],
             "trained_bits": self._sum(answers, composed & ~held_out)["bits"],
@@ -148,11 +165,19 @@ class MultihopData(MemorisedData):
             ],
         }
 
+    @cached_property
+    def _share(self) -> NDArray[np.float64]:
+        """Of all questions with the path of each question [Q], the share that has its answer."""
+        task = self.task
+        path = (self.inputs[:, 1:] - task.n_entities) @ (task.n_relations + 1) ** np.arange(task.context - 1)
+        return share_of(self.targets.max(axis=1), path)
+
     def _sum(self, answers: Answers, part: NDArray[np.bool_]) -> dict[str, Any]:
         worth, count = math.log2(self.task.n_entities), int(part.sum())
         return {
             "answers": count,
             "bits": worth * count - float(answers.bits_paid[part].sum()),
             "max_bits": worth * count,
+            "guess_bits": worth * count + float(np.log2(self._share[part]).sum()),
             "accuracy": float(answers.right[part].mean()) if count else 0.0,
         }

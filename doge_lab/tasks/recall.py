@@ -5,8 +5,8 @@
 
     bits per sequence = queries·log2(values) − Σ −log2 p(value)
 
-Values are uniform and independent, so zero bits is chance; a reader who only knows which values occurred earns
-`log2(values) − log2(pairs)` per query (`guess_bits`) without recalling anything. Filler never equals a key of its
+Values are uniform and independent, so zero bits is chance; a reader who only knows how often each value was bound earns
+`log2(values · times/pairs)` per query (`guess_bits`) without recalling anything. Filler never equals a key of its
 sequence, so every key is asked exactly once and only where it is scored.
 
 Harder forms, which may be combined:
@@ -15,8 +15,8 @@ Harder forms, which may be combined:
     noise: 0.2        . k1 v1 k2 v2 . . k3 v3 | ...                     tokens between pairs, never inside one
     eval_length, eval_pairs                                             scored on more than was trained on
 
-An episode's queries ask for that episode's values: what was bound last. `guess_bits` is earned by knowing which values
-the episode bound.
+An episode's queries ask for that episode's values: what was bound last. `guess_bits` is earned by knowing the values
+that the episode bound.
 
 Source: Arora et al. 2023, Zoology, https://arxiv.org/abs/2312.04927 (the distances follow their power law; their
 filler may repeat a key, ours may not). The harder forms are ours.
@@ -25,14 +25,15 @@ Shape letters: B sequence, T token of an episode, N pair, A asked position.
 """
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from doge_lab.errors import UserError
-from doge_lab.tasks.base import IGNORE, Answers, Metrics, Predict, ScoredOn, Split, Tokens
+from doge_lab.tasks.base import IGNORE, Answers, Metrics, Predict, ScoredOn, Split, Tokens, share_of
 from doge_lab.tasks.sampled import SampledData, SampledTask, octave
 
 BLANK = 0
@@ -41,6 +42,16 @@ BLANK = 0
 class Recall(SampledTask):
     """Multi-query associative recall at one or several numbers of pairs."""
 
+    ladder: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "n_pairs": ((8,),),
+        "n_tokens": (128, 512),
+        "length": (64, 128, 256),
+        "distance_power": (1.0,),
+        "n_stacks": (2,),
+        "noise": (0.3, 0.6),
+        "eval_length": (64, 128, 256),
+        "eval_pairs": ((8,),),
+    }
     type: Literal["recall"] = "recall"
     n_pairs: tuple[PositiveInt, ...] = (4,)
     """Numbers of key-value pairs; each sequence has one of them, in equal shares."""
@@ -70,12 +81,14 @@ class Recall(SampledTask):
         return self
 
     def _check_size(self, n_pairs: tuple[int, ...], length: int, option: str) -> None:
-        most = max(n_pairs, default=0)
-        least = self.n_stacks * (4 * max(most, 1) + self.n_noise(most))
-        if not most or least > length:
+        if not n_pairs:
+            raise UserError("give one number of pairs or several", option)
+        most = max(n_pairs)
+        least = self.n_stacks * (4 * most + self.n_noise(most))
+        if least > length:
             raise UserError(f"{most} pairs need a length of at least {least}, not {length}", option)
         if most > self.n_keys:
-            raise UserError(f"{most} pairs need {most} keys, but n_tokens={self.n_tokens} leaves {self.n_keys}")
+            raise UserError(f"{most} pairs need {most} keys, but n_tokens={self.n_tokens} leaves {self.n_keys}", option)
         if length % self.n_stacks:
             raise UserError(f"{length} tokens cannot be cut into {self.n_stacks} equal episodes", "n_stacks")
 
@@ -167,34 +180,31 @@ class RecallData(SampledData):
 
     def _slots(self, draw: np.random.Generator, count: int, n_pairs: int, slots: int) -> Tokens:
         """A different slot for each query [B, N], drawn without replacement by the power law (Gumbel's top-k)."""
-        weight = np.arange(1, slots + 1, dtype=np.float64) ** (self.task.distance_power - 1)
-        score = np.log(weight) + draw.gumbel(size=(count, slots))
+        log_weight = (self.task.distance_power - 1) * np.log(np.arange(1, slots + 1))
+        score = log_weight + draw.gumbel(size=(count, slots))
         return np.argsort(-score, axis=1)[:, :n_pairs]
 
     def possible(self, answers: Answers) -> NDArray[np.float64]:
         return np.full(len(answers.row), float(self.task.n_values))
 
     def evaluate(self, predict: Predict) -> Metrics:
-        """Adds `guess_bits`: what a reader earns who knows which values the episode bound and recalls none."""
-        guess = self._queries * (math.log2(self.task.n_values) - np.log2(self._pairs))
-        return {**super().evaluate(predict), "guess_bits": float(guess.mean())}
+        """Adds `guess_bits`: what a reader earns who knows how often the episode bound each value and recalls none."""
+        row, position = np.nonzero(self.targets != IGNORE)
+        share = share_of(self.targets[row, position], row * self.task.n_stacks + position // self._episode_length)
+        guess = np.log2(self.task.n_values * share).sum() / len(self.targets)
+        return {**super().evaluate(predict), "guess_bits": float(guess)}
 
     def difficulty(self, answers: Answers) -> dict[str, NDArray[Any]]:
         """Number of pairs, distance in tokens between a pair's key and its query, and the episode if there are some."""
-        length = self.inputs.shape[1] // self.task.n_stacks
+        length = self._episode_length
         stack, place = np.divmod(answers.position, length)
         episode = self.inputs.reshape(-1, length)[answers.row * self.task.n_stacks + stack]
         key = np.take_along_axis(episode, place[:, None], axis=1)
         distance = place - (episode == key).argmax(axis=1)
-        slices = {"pairs": self._pairs[answers.row], **octave("distance", distance)}
+        pairs = (self.targets != IGNORE).sum(axis=1) // self.task.n_stacks  # each is asked once in every episode
+        slices = {"pairs": pairs[answers.row], **octave("distance", distance)}
         return slices | ({"stack": stack + 1} if self.task.n_stacks > 1 else {})
 
     @property
-    def _queries(self) -> Tokens:
-        """Queries of each sequence [B]."""
-        return (self.targets != IGNORE).sum(axis=1)
-
-    @property
-    def _pairs(self) -> Tokens:
-        """Pairs in each episode of a sequence [B]: each is asked once."""
-        return self._queries // self.task.n_stacks
+    def _episode_length(self) -> int:
+        return self.inputs.shape[1] // self.task.n_stacks

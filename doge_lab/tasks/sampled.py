@@ -39,7 +39,10 @@ from doge_lab.tasks.base import (
 Z_975 = 1.959964
 """The normal quantile of the 95 % interval over sequences, of which there are hundreds."""
 _BUCKETS = 16
-_MOST_DRAWS = 200
+_MOST_FRUITLESS = 200
+"""Draws in a row of which nothing may be kept."""
+_MOST_REPEATS = 32
+"""Times that a scored sequence may come back on average; more would make an interval of a handful of sequences."""
 _PART = 256
 """Sequences of a fixed training set that are drawn at once, so that a large set needs no large arrays."""
 _SPLIT_BUCKETS: dict[Split, tuple[int, int]] = {"validation": (0, 1), "test": (1, 2), "train": (2, _BUCKETS)}
@@ -70,6 +73,8 @@ class SampledData(TaskData):
         self.task, self.seed = task, seed
         self._epochs = Epochs(task.n_train, task.type, seed) if task.n_train else None
         self.inputs, self.targets = self._split(scored_on, task.n_eval, "eval")
+        if len({row.tobytes() for row in self.inputs}) * _MOST_REPEATS < task.n_eval:
+            raise self._too_few(scored_on)
 
     @abc.abstractmethod
     def draw(self, draw: np.random.Generator, count: int, split: Split) -> tuple[Tokens, Tokens]:
@@ -133,15 +138,22 @@ class SampledData(TaskData):
         low, high = _SPLIT_BUCKETS[split]
         tries = math.ceil(1.3 * count * _BUCKETS / (high - low)) + 8
         kept: list[tuple[Tokens, Tokens]] = []
-        for _ in range(_MOST_DRAWS):
+        left, fruitless = count, 0
+        while left > 0:
             inputs, targets = self.draw(draw, tries, split)
             bucket = bucket_of(inputs)
             mine = (bucket >= low) & (bucket < high)
             kept.append((inputs[mine], targets[mine]))
-            if sum(len(inputs) for inputs, _ in kept) >= count:
-                parts = [np.concatenate(part)[:count] for part in zip(*kept, strict=True)]
-                return parts[0], parts[1]
-        raise UserError(f"too few different sequences to keep {split} apart; make them longer or richer", "type")
+            left -= int(mine.sum())
+            fruitless = 0 if mine.any() else fruitless + 1
+            if fruitless == _MOST_FRUITLESS:
+                raise self._too_few(split)
+        inputs, targets = (np.concatenate(part)[:count] for part in zip(*kept, strict=True))
+        return inputs, targets
+
+    def _too_few(self, split: Split) -> UserError:
+        message = f"too few different sequences to keep {split} apart; make them longer or richer"
+        return UserError(message, self.task.label)
 
 
 def cut(keys: dict[str, NDArray[Any]], earned: NDArray[np.float64], right: NDArray[np.bool_]) -> list[dict[str, Any]]:
