@@ -145,7 +145,6 @@ def agreement(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]
     """
     tables = [np.array(table, dtype=float) for table in (before, after)]
     first, second = (table.mean(axis=1) for table in tables)
-    chance = float(stats.kendalltau(first, second, alternative="greater").pvalue)
     low = high = None
     if all(table.shape[1] > 1 for table in tables):
         draw = np.random.default_rng(0)
@@ -154,10 +153,26 @@ def agreement(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]
             for _ in range(draws)
         ]
         low, high = (float(bound) for bound in np.percentile(taus, (2.5, 97.5)))
-    return Agreement(_tau(first, second), low, high, len(first), chance if isfinite(chance) else None)
+    return Agreement(_tau(first, second), low, high, len(first), _chance(first, second))
+
+
+def _chance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
+    """How probable so high a tau is: by all orders of up to six things, by 2,000 random ones of more."""
+    if min(len(set(first)), len(set(second))) < 2:
+        return None
+    found = stats.permutation_test(
+        (first,),
+        lambda order: _tau(order, second),
+        permutation_type="pairings",
+        alternative="greater",
+        n_resamples=2000,
+        rng=np.random.default_rng(0),
+        vectorized=False,
+    )
+    return float(found.pvalue)
 
 
 def _tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Kendall's tau-b; 0 where all of one side is the same, which orders nothing."""
     tau = float(stats.kendalltau(first, second).statistic)
-    return tau if isfinite(tau) else 0.0
+    return round(tau, 12) if isfinite(tau) else 0.0  # sums of ties leave a last digit

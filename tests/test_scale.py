@@ -110,7 +110,8 @@ def test_an_experiment_is_scaled(tmp_path, capsys):
 
 
 def cell(*bits, diverged=False):
-    seeds = [{"seed": index, "metrics": {"bits": value}, "diverged": False} for index, value in enumerate(bits)]
+    found = [{"bits": value, "max_bits": 100.0} for value in bits]
+    seeds = [{"seed": index, "metrics": metrics, "diverged": False} for index, metrics in enumerate(found)]
     return {"tasks": {"t": {"seeds": seeds + ([{"seed": 7, "metrics": None, "diverged": True}] if diverged else [])}}}
 
 
@@ -131,6 +132,15 @@ def test_a_candidate_that_failed_somewhere_is_left_out():
     assert found["order"]["1x"] == ["b", "a"]
     (line,) = scale_lines(facts)
     assert "over 2 candidates (one seed, no interval)" in line
+
+
+def test_what_all_know_by_heart_has_no_order():
+    full = {"a": ([99.8, 99.9], [99.7, 99.8]), "b": ([99.9, 99.8], [99.9, 99.9]), "c": ([50, 51], [60, 61])}
+    found = facts_of(result(**full), ["a", "b", "c"], [1, 2])["tasks"]["t"]
+    assert (found["tau"], found["low"], found["high"]) == (1.0, 1.0, 1.0)
+    assert found["chance"] == pytest.approx(1 / 3)  # of three orders that can be told apart
+    alone = facts_of(result(a=full["a"], b=full["b"]), ["a", "b"], [1, 2])["tasks"]["t"]
+    assert (alone["tau"], alone["chance"]) == (0.0, None)
 
 
 def test_where_nothing_is_left_no_order_is_claimed():

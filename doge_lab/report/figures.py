@@ -215,7 +215,7 @@ def hover(candidate: Candidate, results: Results) -> str:
 
 
 def guess_bits(results: Results, objective: str) -> float | None:
-    """Bits that a guesser among the values in context earns, for an objective `recall.bits`; None where unknown."""
+    """Bits that a guesser who knows which answers occur earns, for an objective `recall.bits`; None where unknown."""
     task, _, metric = objective.rpartition(".")
     if metric != "bits":
         return None
@@ -249,6 +249,6 @@ def _front_caption(results: Results, plane: _Plane) -> str:
         if guess is not None:
             task = objective_title(name).rpartition(",")[0]
             parts.append(
-                f"A guesser among the values in context earns {number(guess)} bits of {task}, recalling nothing."
+                f"A guesser who knows which answers occur earns {number(guess)} bits of {task}, recalling nothing."
             )
     return " ".join(parts)

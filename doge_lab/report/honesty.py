@@ -80,14 +80,14 @@ def _full_tables(candidate: Candidate) -> set[str]:
 
 
 def _guessed_lines(results: Results) -> list[str]:
-    """Bits that show nothing: no more than chance, or than a guesser among the values in context."""
+    """Bits that show nothing: no more than chance, or than a guesser who knows which answers occur."""
     lines = []
     for name in results.objectives:
         if not name.endswith(".bits"):
             continue
         floor = guess_bits(results, name) or 0.0
         low = sum(reported(candidate, results.objectives)[name] <= floor for candidate in results.front)
-        who = f"a guesser among the values in context ({number(floor)} bits)" if floor else "chance (0 bits)"
+        who = f"a guesser who knows which answers occur ({number(floor)} bits)" if floor else "chance (0 bits)"
         if low:
             lines.append(
                 f"{low} of {len(results.front)} {plural(len(results.front), 'model')} of the front earned no more bits "

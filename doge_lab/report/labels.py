@@ -27,7 +27,7 @@ METRICS = {
     "saturation": "share of the table held",
     "exposures": "exposures of each fact",
     "accuracy": "accuracy",
-    "guess_bits": "bits of a guesser among the values in context",
+    "guess_bits": "bits of a guesser who knows which answers occur",
 }
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _COUNTED_AT_CONTEXT = ("cache_bytes", "flops_per_token")

@@ -20,6 +20,8 @@ from doge_lab.experiment.result import by_seed
 from doge_lab.stats import Agreement, agreement
 
 SCALE = "scale.json"
+CEILING = 0.99
+"""Candidates that hold more than this share of what a task asks count as equal: their order is noise."""
 Bits = Mapping[str, Mapping[str, Sequence[float]]]
 """Size -> candidate -> bits by seed."""
 
@@ -53,10 +55,18 @@ def facts_of(result: Mapping[str, Any], candidates: Sequence[str], factors: Sequ
 
 def _bits(arms: Mapping[str, Any], task: str, candidates: Sequence[str], sizes: Sequence[str]) -> Bits:
     """Bits by the seeds that all have, of the candidates that could be scored at every size."""
-    scored = {size: {name: by_seed(arms[arm_name(name, size)]["tasks"][task]) for name in candidates} for size in sizes}
+    scored = {
+        size: {name: _bounded(arms[arm_name(name, size)]["tasks"][task]) for name in candidates} for size in sizes
+    }
     names = [name for name in candidates if all(scored[size][name] for size in sizes)]
     common = set.intersection(*(set(scored[size][name]) for size in sizes for name in names)) if names else set()
     return {size: {name: [scored[size][name][seed] for seed in sorted(common)] for name in names} for size in sizes}
+
+
+def _bounded(cell: Mapping[str, Any]) -> dict[int, float]:
+    """Bits by seed; all there are where the model holds nearly all."""
+    most = {seed["seed"]: CEILING * seed["metrics"]["max_bits"] for seed in cell["seeds"] if seed["metrics"]}
+    return {seed: min(bits, most.get(seed, bits)) for seed, bits in by_seed(cell).items()}
 
 
 def _task(bits: Bits, sizes: Sequence[str]) -> dict[str, Any]:
