@@ -7,6 +7,7 @@ import torch
 
 from doge_lab.block import Block, SequenceBlock
 from doge_lab.cache import nbytes
+from doge_lab.errors import UserError
 from doge_lab.model import CausalLM, ModelConfig
 
 
@@ -53,6 +54,15 @@ class Cost:
 
 def cost_of(config: ModelConfig, context: int) -> Cost:
     """Count the model declared by `config`. Raises `UserError` for a combination that cannot be built."""
+    try:
+        return _counted(config, context)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a third party's block may raise anything
+        raise UserError(f"a block cannot be built or counted: {type(error).__name__}: {error}") from error
+
+
+def _counted(config: ModelConfig, context: int) -> Cost:
     with torch.device("meta"):
         model = CausalLM(config)
     dtype = getattr(torch, config.cache_dtype)

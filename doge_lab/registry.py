@@ -9,10 +9,13 @@ This module imports no block and not even torch, so that listing names is quick.
 
 import ast
 import functools
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -90,6 +93,30 @@ def find(name: str) -> list[tuple["Kind", type["Block"]]]:
     return found
 
 
+def sources(block: type["Block"]) -> list[Path]:
+    """A block's own file; of a package that is not ours every file, for a block may lean on its neighbours."""
+    file = inspect.getsourcefile(block)
+    folder = getattr(sys.modules.get(block.__module__.partition(".")[0]), "__path__", None)
+    if folder and not _is_ours(block):
+        return sorted(source for place in folder for source in Path(place).rglob("*.py"))
+    return [Path(file)] if file else []
+
+
+@functools.cache
+def version(block: type["Block"]) -> str | None:
+    """Names the source of a third party's block, as it was when first asked; None for ours, which the lab's own is."""
+    if _is_ours(block):
+        return None
+    digest = hashlib.sha256()
+    for file in sources(block):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _is_ours(block: type["Block"]) -> bool:
+    return block.__module__.partition(".")[0] == "blocks"
+
+
 def catalogue() -> list[BlockInfo]:
     """Every block, read from its docstring without importing it."""
     return [_info(kind, name) for kind in KINDS for name in names(kind)]
@@ -137,8 +164,8 @@ def _checked(kind: "Kind | None", name: str, block: object) -> type["Block"]:
 def _imported(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"the block {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # a module runs whatever its author wrote
+        raise UserError(f"the block {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _import_class(name: str) -> object:
@@ -149,9 +176,12 @@ def _import_class(name: str) -> object:
     if package not in _allowed_packages:
         raise UserError(f"{name!r} names code to import; if you trust it, say --allow-import {package}")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise UserError(f"cannot import {module_name!r}, named by {name!r}: {error}") from error
+        module = importlib.import_module(module_name)
+    except Exception as error:  # likewise
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot import {module_name!r}, named by {name!r}: {said}") from error
+    try:
+        return getattr(module, attribute)
     except AttributeError:
         raise UserError(f"module {module_name!r} has no {attribute!r}") from None
 

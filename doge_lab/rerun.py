@@ -6,7 +6,6 @@ of a capacity run is up to 4 %.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +64,13 @@ class Verdict:
 def load(path: Path) -> Recorded:
     """Read a run's folder or its record. Raises `UserError` for a record that is not there, torn or unfinished."""
     folder = path.parent if path.name == RECORD else path
-    events = read_record(folder) if folder.is_dir() else []
-    if not events:
+    try:
+        events = read_record(folder)
+    except (OSError, UnicodeDecodeError):
+        events = []
+    if not events or not all(isinstance(event, dict) and "event" in event for event in events):
         raise UserError(f"holds no {RECORD} of a run", str(path))
-    if events[0].get("event") != "start" or "config" not in events[0]:
+    if not _is_start(events[0]):
         raise UserError("its record does not begin with how the run was started", str(path))
     if events[-1]["event"] not in ("end", "failed"):
         raise UserError("this run is not finished; the command that began it continues it", str(path))
@@ -79,14 +81,25 @@ def load(path: Path) -> Recorded:
     return Recorded(folder, events, run, task)
 
 
+def _is_start(event: Mapping[str, Any]) -> bool:
+    needed = {"config", "task", "scored_on", "data_hash", *SETUP}
+    return bool(event["event"] == "start" and needed <= event.keys())
+
+
 def repeat(recorded: Recorded, out: Path, *, device: str, on_report: OnReport = lambda report: None) -> Verdict:
     """Train and score it again in `out`, and compare. Raises `UserError` when `out` holds anything."""
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another --out", "--out")
     scored_on = recorded.start["scored_on"]
     torch.set_num_threads(recorded.start["threads"])  # sums come out differently over another number
-    with suppress(Diverged):  # a result like any other: the record holds it
+    try:
         execute(recorded.run, recorded.task, out, scored_on=scored_on, device=device, on_report=on_report)
+    except Diverged:
+        pass  # a result like any other: the record holds it
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a third party's block may have changed in any way
+        raise UserError(f"the run ended with {type(error).__name__}: {error}", str(out)) from error
     return compare(recorded.events, read_record(out))
 
 

@@ -95,7 +95,7 @@ BROKEN = {
     calls.FaultNobodyChecks: ("builds", set()),
     calls.CannotBeBuilt: ("builds", set()),
 }
-PASSING = {healthy.Decay, healthy.Experts, healthy.OpenExperts, parameters.ScaledMLP, calls.DeclaredFault}
+PASSING = {healthy.Decay, healthy.Mean, healthy.Experts, healthy.OpenExperts, parameters.ScaledMLP, calls.DeclaredFault}
 
 
 def failures(block):

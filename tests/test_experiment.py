@@ -10,6 +10,7 @@ from rich.console import Console
 
 from doge_lab.cli import main
 from doge_lab.errors import UserError
+from doge_lab.experiment import candidates
 from doge_lab.experiment.config import Protocol, arms_of, load
 from doge_lab.experiment.plan import REPORTED_SEED, Cell, Outcome
 from doge_lab.experiment.result import result_of
@@ -114,6 +115,10 @@ def test_divergence_is_a_result(tmp_path, capsys):
     scored = json.loads(capsys.readouterr().out)["arms"][0]["tasks"]["capacity"]
     assert scored["diverged"] == 2
     assert scored["bits"] == {"mean": 0.0, "half": 0.0, "n": 2}
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("record.jsonl")}
+    assert main(["compare", str(path), "--out", str(tmp_path / "out"), "--workers", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["arms"][0]["tasks"]["capacity"] == scored
+    assert {path: path.read_bytes() for path in before} == before  # nor trained again
 
 
 @pytest.mark.parametrize(
@@ -121,6 +126,7 @@ def test_divergence_is_a_result(tmp_path, capsys):
     [
         (lambda c: c.pop("arms"), "an experiment needs `arms:`"),
         (lambda c: c["arms"].update(twin={}), "'twin' is the same run as 'attention'"),
+        (lambda c: c["arms"].update(hot={"train.lr": 1.0}), "'hot' is the same run as 'attention' .the protocol sets"),
         (lambda c: c["arms"].update(bad={"model.layers.7.state": "mlp"}), "arms.bad: .*'7' is not an index below 1"),
         (lambda c: c["arms"].update(bad={"model.layers.0.state": "mpl"}), "did you mean 'mlp'"),
         (lambda c: c["protocol"].update(lr=[0.1, 0.1]), "protocol.lr: a value is written twice"),
@@ -158,19 +164,24 @@ def test_exposures_become_steps_of_memorised_tasks_alone(tmp_path):
 
 
 def test_the_table_tells_a_hurried_reader_what_is_missing(capsys):
-    cell = {"bits": {"mean": 4.0, "half": None, "n": 1}, "failed": 1, "diverged": 0, "saturated": 1, "grid": []}
+    cell = {"bits": {"mean": 4.0, "half": None, "n": 1}, "failed": 1, "diverged": 0, "saturated": 1}
+    cell["grid"] = [{"bits": [None], "failed": ["MemoryError"]}, {"bits": [3.0], "failed": []}]
     arm = {
-        "name": "mine",
+        "name": "[/mine]",
         "cost": dict.fromkeys(("cache_bytes", "params", "embedding_params", "active_params"), 7),
-        "tasks": {"a": {**cell, "train": {"lr": 0.1, "at_edge": True}}, "b": {**cell, "bits": None, "failed": 0}},
+        "tasks": {
+            "a": {**cell, "train": {"lr": 0.1, "at_edge": True}},
+            "b": {**cell, "bits": None, "failed": 0, "grid": []},
+        },
     }
     pair = {"task": "a", "first": "mine", "second": "yours", "told_apart": False, "seeds_needed": 40}
     pair |= {"probability": 0.7, "bits": {"mean": 1.0, "half": 2.0, "n": 3}}
     result = {"name": "x", "protocol": {"seeds": 3, "lr": [0.1]}, "tasks": ["a", "b"], "arms": [arm], "pairs": [pair]}
-    Console(width=200).print(arms_table(result))
+    Console(width=250).print(arms_table(result))
     shown = capsys.readouterr().out
-    assert "4.00 (one seed) (1 of 3 seeds, 1 failed, 1 saturated, lr 0.1 is at the edge)" in shown
+    assert "4.00 (one seed) (1 of 3 seeds, 1 failed, 1 saturated, 1 setting failed, lr 0.1 is at the edge)" in shown
     assert "unfinished" in shown
+    assert "[/mine]" in shown
     (line,) = doubts(result)
     assert line == (
         "a: 'mine' and 'yours' cannot be told apart, the first better with probability 0.70; about 40 seeds would tell"
@@ -206,6 +217,26 @@ def test_the_front_of_a_search_is_compared_under_the_protocol(tmp_path, in_proce
         assert arm["cost"]["cache_bytes"] == candidate.values["cache_bytes"]
         assert arm["tasks"]["capacity"]["bits"]["n"] == 2
     assert (tmp_path / "search" / "compare" / "result.json").exists()
+
+
+def test_models_that_the_protocol_makes_one_are_compared_once(tmp_path, in_process):
+    """A search may draw one architecture at several learning rates; the protocol tunes them all alike."""
+    from tiny_search import search, tiny
+
+    space = tiny(("mlp",), trials=3, confirm_seeds=0, objectives={"cache_bytes": "minimize"})
+    space["train"] = {"steps": 2, "batch_size": 8, "lr": {"float": [0.001, 0.1]}}
+    found = search(space, tmp_path)
+    assert len(found.front) == 3
+    assert list(candidates.load(tmp_path, most=9).runs) == [f"trial {found.front[0].number}"]
+
+
+def test_a_search_without_a_front_is_one_line(tmp_path, in_process, capsys):
+    from tiny_search import search, tiny
+
+    with pytest.raises(UserError):
+        search(tiny(trials=1, confirm_seeds=0, constraints={"params": {"max": 1}}), tmp_path)
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "has no front yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
+from doge_lab import registry
 from doge_lab.cli import main
-from doge_lab.rerun import compare
+from doge_lab.rerun import SETUP, compare
 from doge_lab.run import read_record
 
 RUN = """
@@ -14,6 +15,8 @@ model: {d_model: 8, layers: [{sequence: {type: attention, n_heads: 2}, state: ml
 tasks: [{type: recall, n_pairs: [2], length: 12, n_tokens: 16, n_eval: 64}]
 train: {steps: 6, batch_size: 8}
 """
+
+START = {"event": "start", **dict.fromkeys(("config", "task", "scored_on", "data_hash", *SETUP))}
 
 
 @pytest.fixture
@@ -87,7 +90,9 @@ def test_a_diverged_run_must_diverge_again(tmp_path, capsys):
     [
         ([], "holds no record.jsonl"),
         ([{"event": "report"}], "does not begin with how the run was started"),
-        ([{"event": "start", "config": {}}, {"event": "report"}], "is not finished"),
+        ([{"event": "start", "config": {}}, {"event": "end"}], "does not begin with how the run was started"),
+        ([START, {"event": "report"}], "is not finished"),
+        ([3], "holds no record.jsonl"),
     ],
 )
 def test_a_record_that_cannot_be_repeated_is_one_line(tmp_path, capsys, events, message):
@@ -103,3 +108,21 @@ def test_a_folder_in_use_is_left_alone(folder, capsys):
     assert main(["rerun", str(folder), "--out", str(folder)]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert (folder / "record.jsonl").read_bytes() == before
+
+
+def test_a_block_that_was_edited_since_is_another_code(tmp_path, strange, monkeypatch, capsys):
+    (tmp_path / "run.yaml").write_text(RUN.replace("state: mlp", f"state: {json.dumps(strange('Plain'))}"))
+    assert main(["train", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out")]) == 0
+    folder = tmp_path / "out" / "recall"
+    monkeypatch.setattr(registry, "version", lambda block: "edited")
+    capsys.readouterr()
+    assert main(["rerun", str(folder), "--json"]) == 0
+    assert "code" in json.loads(capsys.readouterr().out)["setup_differs"]
+
+
+def test_a_block_that_raises_now_is_one_line(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("doge_lab.rerun.execute", lambda *words, **options: [][0])
+    assert main(["rerun", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert said.strip().endswith("the run ended with IndexError: list index out of range")
+    assert "Traceback" not in said

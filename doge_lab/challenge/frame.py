@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
 
+from doge_lab import config as runs
 from doge_lab import registry
 from doge_lab.block import Kind
-from doge_lab.experiment.config import Experiment
+from doge_lab.experiment.config import Experiment, arms_of
+from doge_lab.experiment.plan import REPORTED_SEED
+from doge_lab.experiment.result import costs
 from doge_lab.strict import validate
 from doge_lab.yamlfile import parse_mapping
 
@@ -42,21 +45,36 @@ class Frame:
         """The names of all blocks that a challenger can meet."""
         return [name for name in registry.names(self.kind) if name != "none"]
 
+    def priced(self) -> list[Record]:
+        """The blocks of the shelf with what each costs in this frame."""
+        stored = self.stored()
+        if stored is not None:
+            return list(stored["arms"])
+        names = self.shelf()
+        arms = arms_of(self.experiment(dict(zip(names, names, strict=True))))
+        return [{"name": arm.name, "cost": costs(arm)} for arm in arms]
+
+    def data(self) -> dict[str, str]:
+        """A hash of the first data that each task scores: differences by seed need the same data on both sides."""
+        tasks = runs.parse(self.written()["base"]).tasks
+        return {task.label: task.data(seed=REPORTED_SEED, scored_on="test").data_hash() for task in tasks}
+
     def stored(self) -> Record | None:
-        """What the shelf came to in this frame; None where nothing is stored, or it is of another frame."""
+        """What the shelf came to in this frame; None where nothing is stored, or it is of another frame or data."""
         path = files("doge_lab.challenge").joinpath(f"shelf_{self.kind}.json")
         if self.mode != "quick" or not path.is_file():
             return None
         record: Record = json.loads(path.read_text(encoding="utf-8"))
-        return record if record["frame"] == self.written() else None
+        return record if (record["frame"], record["data"]) == (self.written(), self.data()) else None
 
 
 def slim(result: Record, frame: Frame) -> dict[str, Any]:
-    """A result as it is stored: without models and grids, with the frame that it belongs to."""
+    """A result as it is stored: without models and grids, with the frame and the data that it belongs to."""
     kept = ("bits", "accuracy", "train", "seconds", "cpu_seconds", "diverged", "failed", "saturated")
     metrics = ("bits", "max_bits", "accuracy", "guess_bits", "saturation")
     return {
         "frame": frame.written(),
+        "data": frame.data(),
         **{key: result[key] for key in ("code", "protocol", "tasks")},
         "arms": [
             {

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from doge_lab import registry
 from doge_lab.block import Kind, SequenceBlock, StateBlock
 from doge_lab.config import RunConfig
 from doge_lab.errors import UserError
+from doge_lab.model import BlockRef
 from doge_lab.search.vetting import KNOWN_FAULT, examine, suspects_of
 
 
@@ -30,9 +32,17 @@ class Newcomer:
         """Whether it is a block of the shelf with its defaults, which is not its own rival."""
         return set(self.written) == {"type"} and self.package is None
 
+    @property
+    def folder(self) -> str:
+        """Its name, as a folder can be called on any system."""
+        return "challenge-" + re.sub(r"[^\w.-]+", "-", self.name).strip("-")[:80]
+
 
 def load(word: str, options: Mapping[str, Any]) -> Newcomer:
-    """Find the block; naming it on the command line is consent to import it. Raises `UserError`."""
+    """Find the block; naming it on the command line is consent to import it. Raises `UserError`.
+
+    Options that are its defaults are left out: with them alone it is a block of the shelf.
+    """
     path, _, wanted = word.partition(":")
     type_ = _from_file(Path(path), wanted) if path.endswith(".py") else word
     found = registry.find(type_)
@@ -40,9 +50,12 @@ def load(word: str, options: Mapping[str, Any]) -> Newcomer:
         raise UserError(f"{word!r} is a sequence block and a state block; name its class as package.module:Class")
     ((kind, _),) = found
     package = type_.partition(".")[0].partition(":")[0] if ":" in type_ else None
-    said = ", ".join(f"{name}: {value}" for name, value in options.items())
+    chosen = BlockRef.parse(kind, {**options, "type": type_}).options.model_dump(mode="json", exclude_defaults=True)
+    said = ", ".join(f"{name}: {value!r}" for name, value in chosen.items())
     short = type_.rpartition(":")[2]
-    return Newcomer(kind, f"{short} ({said})" if said else short, {"type": type_, **options}, package)
+    if package and short in registry.names(kind):
+        short = type_  # a rival has that name
+    return Newcomer(kind, f"{short} ({said})" if said else short, {"type": type_, **chosen}, package)
 
 
 def _from_file(path: Path, wanted: str) -> str:
@@ -58,7 +71,7 @@ def _from_file(path: Path, wanted: str) -> str:
         sys.path.append(folder)
     try:
         module = importlib.import_module(path.stem)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file that runs when it is imported may do anything
         raise UserError(f"cannot be imported: {type(error).__name__}: {error}", str(path)) from error
     if Path(module.__file__ or "").resolve() != path.resolve():
         raise UserError(f"another module is called {path.stem!r}; rename the file", str(path))
@@ -76,6 +89,7 @@ def _blocks_in(module: ModuleType) -> list[str]:
         if inspect.isclass(value)
         and issubclass(value, SequenceBlock | StateBlock)
         and value.__module__ == module.__name__
+        and not inspect.isabstract(value)
     ]
 
 

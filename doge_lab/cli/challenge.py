@@ -5,14 +5,17 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doge_lab.cli.options import look_here, print_json, wide_console
-from doge_lab.cli.training import INTERRUPTED, add_training, train
+from doge_lab.cli.options import facts_alone, look_here, print_json, wide_console
+from doge_lab.cli.training import add_training, train, writing_to
 from doge_lab.errors import UserError
 
 if TYPE_CHECKING:
     from doge_lab.challenge.frame import Frame
     from doge_lab.challenge.newcomer import Newcomer
-    from doge_lab.experiment.config import Experiment
+    from doge_lab.experiment.config import Arm
+
+NEAREST = 3
+"""Rivals trained anew by --quick."""
 
 
 def add(commands: Any) -> None:
@@ -23,7 +26,9 @@ def add(commands: Any) -> None:
         "--quick", action="store_true", help="two tasks, the nearest rivals trained anew, the rest as stored (default)"
     )
     mode.add_argument("--full", action="store_true", help="every task, the whole shelf, larger models: for a GPU")
-    parser.add_argument("--rivals", type=int, help="how many rivals to train beside it (default 3; --full: all)")
+    parser.add_argument(
+        "--rivals", type=int, help=f"rivals to train beside it, the nearest in cost (default {NEAREST}; --full: all)"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the block (repeatable)"
     )
@@ -33,68 +38,61 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from doge_lab import registry
     from doge_lab.challenge.frame import Frame
-    from doge_lab.challenge.newcomer import load
+    from doge_lab.challenge.newcomer import failures, load
     from doge_lab.challenge.standing import standing
+    from doge_lab.config import foreign_blocks
+    from doge_lab.experiment.config import arms_of
     from doge_lab.yamlfile import with_overrides
 
+    if options.rivals is not None and options.rivals < 0:
+        raise UserError(f"must be at least 0, not {options.rivals}", "--rivals")
     look_here()
-    newcomer = load(options.block, with_overrides({}, options.set))
-    frame = Frame(newcomer.kind, "full" if options.full else "quick")
-    options.allow_import = [newcomer.package] if newcomer.package else []
-    for package in options.allow_import:
-        registry.allow_import(package)
-    experiment = _experiment(newcomer, frame, options)
-    if said := _failed(newcomer, experiment, options):
+    with facts_alone():
+        newcomer = load(options.block, with_overrides({}, options.set))
+        options.allow_import = [newcomer.package] if newcomer.package else []
+        frame = Frame(newcomer.kind, "full" if options.full else "quick")
+        (arm,) = arms_of(frame.experiment({newcomer.name: newcomer.written}))
+        said = failures(newcomer, arm.run, allow_faults=options.allow_faults)
+    if said:
         return _refuse(newcomer, said, as_json=options.json)
-    out = options.out or Path("results") / f"challenge-{newcomer.name}"
+    out = options.out or Path("results") / newcomer.folder
+    rivals = _rivals(newcomer, arm, frame, options.rivals)
+    experiment = frame.experiment({newcomer.name: newcomer.written, **dict(zip(rivals, rivals, strict=True))})
     result, interrupted = train(experiment, out, options)
+    if interrupted:
+        return 130
+    stored = frame.stored()
     facts = {
         "block": newcomer.written,
         "kind": newcomer.kind,
         "name": newcomer.name,
         "mode": frame.mode,
         "frame": frame.written(),
-        "code": result["code"],
-        **standing(result, newcomer.name, frame.stored()),
+        "code": {**result["code"], **foreign_blocks(arm.run)},
+        "stored_code": stored["code"] if stored else None,
+        "device": options.device,
+        **standing(
+            result, newcomer.name, stored, clock="cpu_seconds" if options.device.startswith("cpu") else "seconds"
+        ),
     }
-    if interrupted:
-        print(INTERRUPTED)
-        return 130
     _write(facts, out)
     if options.json:
         print_json({"page": str(out / "challenge.html"), **facts})
     else:
         _print(facts, out)
-    return 0
+    return 0 if all(cell["bits"] for cell in facts["rows"][0]["tasks"].values()) else 1
 
 
-def _experiment(newcomer: "Newcomer", frame: "Frame", options: argparse.Namespace) -> "Experiment":
-    """The challenger and the rivals that are trained beside it, chosen by cost before anything is trained."""
+def _rivals(newcomer: "Newcomer", arm: "Arm", frame: "Frame", count: int | None) -> list[str]:
+    """Those that are trained beside the challenger: by cost, before anything is trained."""
     from doge_lab.challenge.standing import nearest
-    from doge_lab.experiment.config import arms_of
     from doge_lab.experiment.result import costs
 
-    if options.rivals is not None and options.rivals < 0:
-        raise UserError(f"must be at least 0, not {options.rivals}", "--rivals")
-    stored = frame.stored()
-    names = [name for name in frame.shelf() if not (newcomer.of_the_shelf and name == newcomer.name)]
-    if stored is not None:
-        (arm,) = arms_of(frame.experiment({newcomer.name: newcomer.written}))
-        known = [each for each in stored["arms"] if each["name"] in names]
-        names = nearest({"cost": costs(arm)}, known, 3 if options.rivals is None else options.rivals)
-    elif options.rivals is not None:
-        names = names[: options.rivals]
-    return frame.experiment({newcomer.name: newcomer.written, **dict(zip(names, names, strict=True))})
-
-
-def _failed(newcomer: "Newcomer", experiment: "Experiment", options: argparse.Namespace) -> list[str]:
-    from doge_lab.challenge.newcomer import failures
-    from doge_lab.experiment.config import arms_of
-
-    run = next(arm.run for arm in arms_of(experiment) if arm.name == newcomer.name)
-    return failures(newcomer, run, allow_faults=options.allow_faults)
+    others = [each for each in frame.priced() if not (newcomer.of_the_shelf and each["name"] == newcomer.name)]
+    if count is None and frame.mode == "quick":
+        count = NEAREST
+    return nearest({"cost": costs(arm)}, others, count)
 
 
 def _refuse(newcomer: "Newcomer", said: list[str], *, as_json: bool) -> int:
@@ -112,8 +110,9 @@ def _write(facts: dict[str, Any], out: Path) -> None:
     from doge_lab.files import write_text_atomically
     from doge_lab.report.challenge import page
 
-    write_text_atomically(out / "challenge.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
-    write_text_atomically(out / "challenge.html", page(facts))
+    with writing_to(out):
+        write_text_atomically(out / "challenge.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
+        write_text_atomically(out / "challenge.html", page(facts))
 
 
 def _print(facts: dict[str, Any], out: Path) -> None:

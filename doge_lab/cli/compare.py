@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from doge_lab.cli.options import add_overrides, consent, print_json, wide_console
-from doge_lab.cli.training import INTERRUPTED, add_training, train
+from doge_lab.cli.options import add_overrides, consent, facts_alone, print_json, wide_console
+from doge_lab.cli.training import add_training, train
 from doge_lab.errors import UserError
 
 
@@ -26,7 +26,8 @@ def run(options: argparse.Namespace) -> int:
     consent(options)
     if options.candidates < 2:
         raise UserError(f"must be at least 2, not {options.candidates}", "--candidates")
-    candidates = load(options.source, options.set, most=options.candidates)
+    with facts_alone():
+        candidates = load(options.source, options.set, most=options.candidates)
     folder = candidates.directory
     out = options.out or (folder / "compare" if folder else Path("results") / candidates.name)
     result, interrupted = train(candidates.experiment(), out, options)
@@ -37,7 +38,5 @@ def run(options: argparse.Namespace) -> int:
         console.print(arms_table(result))
         for line in doubts(result):
             console.print(line, markup=False, soft_wrap=True)
-        if interrupted:
-            console.print(INTERRUPTED)
         console.print(f"Result: {out / RESULT}", highlight=False, soft_wrap=True)
     return 130 if interrupted else 0

@@ -1,8 +1,10 @@
 """Options that several commands share."""
 
 import argparse
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,13 @@ def look_here() -> None:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
+
+
+@contextlib.contextmanager
+def facts_alone() -> Iterator[None]:
+    """While blocks are at work: what they print goes to standard error, for standard output is for facts."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def wide_console() -> "Console":

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from doge_lab.cli.options import add_overrides, consent, print_json, wide_console
-from doge_lab.cli.training import INTERRUPTED, add_training, train
+from doge_lab.cli.options import add_overrides, consent, facts_alone, print_json, wide_console
+from doge_lab.cli.training import add_training, train, writing_to
 from doge_lab.errors import UserError
 
 FACTORS = {"cpu": [1.0, 3.0], "cuda": [1.0, 10.0, 100.0]}
@@ -39,29 +39,32 @@ def run(options: argparse.Namespace) -> int:
     if options.candidates < 2:
         raise UserError(f"must be at least 2, not {options.candidates}", "--candidates")
     factors = _factors(options)
-    candidates = load(options.source, options.set, most=options.candidates)
-    if len(candidates.runs) < 2:
-        raise UserError(f"holds {len(candidates.runs)} candidate; an order takes two", str(options.source))
-    experiment = experiment_of(candidates, factors)
+    with facts_alone():
+        candidates = load(options.source, options.set, most=options.candidates)
+        if len(candidates.runs) < 2:
+            raise UserError(f"holds {len(candidates.runs)} candidate; an order takes two", str(options.source))
+        experiment = experiment_of(candidates, factors)
     folder = candidates.directory
     out = options.out or (folder / "scale" if folder else Path("results") / str(experiment.name))
     result, interrupted = train(experiment, out, options)
+    if interrupted:
+        return 130  # half an order predicts nothing
     facts = {"source": str(options.source), **facts_of(result, list(candidates.runs), factors)}
     path = (folder or out) / SCALE
-    if not interrupted:  # half an order predicts nothing
+    with writing_to(path.parent):
         write_text_atomically(path, json.dumps(facts, indent=1, allow_nan=False) + "\n")
     if options.json:
         print_json({"scale": str(path), **facts})
     else:
         _print(facts)
-        print(INTERRUPTED if interrupted else f"Result: {path}")
-    return 130 if interrupted else 0
+        print(f"Result: {path}")
+    return 0
 
 
 def _factors(options: argparse.Namespace) -> list[float]:
     written = options.factors or FACTORS["cuda" if options.device.startswith("cuda") else "cpu"]
-    factors = sorted(set(written))
-    if len(factors) < 2 or factors[0] < 1 or factors[-1] > 1000:
+    factors = sorted({float(f"{factor:g}") for factor in written})  # as their names write them
+    if len(factors) < 2 or not all(1 <= factor <= 1000 for factor in factors):
         raise UserError(f"need two different sizes from 1 to 1000, not {' '.join(map(str, written))}", "--factors")
     return factors
 

@@ -1,10 +1,13 @@
 """What the commands share that train an experiment: its options, a bar with the time left, and what an end leaves."""
 
 import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doge_lab.cli.options import add_json, devices
+from doge_lab.cli.options import add_json, devices, facts_alone
 from doge_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,20 +30,29 @@ def train(experiment: "Experiment", out: Path, options: argparse.Namespace) -> t
     from doge_lab.experiment.result import result_of, write_result
     from doge_lab.experiment.runner import Runner
 
-    runner = Runner(experiment, out, devices(options.device, options.workers), allow_import=options.allow_import)
     interrupted = False
-    try:
+    with facts_alone(), writing_to(out):
+        runner = Runner(experiment, out, devices(options.device, options.workers), allow_import=options.allow_import)
         try:
             _watched(runner, quiet=options.json)
         except KeyboardInterrupt:
             interrupted = True
+            print(INTERRUPTED, file=sys.stderr)
         write_result(experiment, runner.cells, out)
+        return result_of(experiment, runner.cells), interrupted
+
+
+@contextlib.contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """A disk that is full is one line."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
-            f"cannot be written ({error.strerror}); what is finished is kept: make room and run the same command again",
+            f"cannot be written ({error.strerror or error}); what is finished is kept: make room and run the same "
+            "command again",
             str(out),
         ) from None
-    return result_of(experiment, runner.cells), interrupted
 
 
 def _watched(runner: "Runner", *, quiet: bool) -> None:
@@ -48,7 +60,8 @@ def _watched(runner: "Runner", *, quiet: bool) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    told = TextColumn("{task.description}", markup=False)  # names are anyone's
+    columns = (told, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True) as bar:
         shown = bar.add_task("starting", total=runner.total)
 

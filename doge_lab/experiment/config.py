@@ -30,7 +30,7 @@ class Protocol(Strict):
     weight_decay: tuple[NonNegativeFloat, ...] = ()
     """Weight decays to try with each learning rate; left out: the one that the run trains with."""
     tuning_seeds: PositiveInt = 1
-    """Seeds per setting of the grid."""
+    """Seeds per setting of the grid. Where seeds differ much, as in recall below saturation, one chooses by luck."""
     seeds: PositiveInt = 3
     """Seeds of what is reported: each its own initialisation, data and order, the same ones for every arm."""
 
@@ -91,9 +91,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         return experiment
 
 
+def treated(run: RunConfig, protocol: Protocol) -> RunConfig:
+    """The run with what the protocol tunes set to one value: runs that differ in nothing else are one to it."""
+    tuned: dict[str, float] = {"lr": protocol.lr[0]}
+    if protocol.weight_decay:
+        tuned["weight_decay"] = protocol.weight_decay[0]
+    tasks = tuple(task.model_copy(update={"train": {**task.train, **tuned}}) for task in run.tasks)
+    return run.model_copy(update={"train": run.train.model_copy(update=tuned), "tasks": tasks})
+
+
 def arms_of(experiment: Experiment) -> list[Arm]:
     """The arms, matched and sized. Raises `UserError` for one that cannot be built, or that is another one again."""
-    arms: list[Arm] = []
+    arms: dict[str, Arm] = {}
     for name, changes in experiment.arms.items():
         try:
             run = runs.parse(with_values(experiment.base, changes.items()))
@@ -102,8 +111,10 @@ def arms_of(experiment: Experiment) -> list[Arm]:
             arm = Arm(name, run.resolved())
         except UserError as error:
             raise error.under(f"arms.{name}") from None
-        for other in arms:
-            if fingerprint(other.run) == fingerprint(arm.run):
-                raise UserError(f"{name!r} is the same run as {other.name!r}; take one of them out", f"arms.{name}")
-        arms.append(arm)
-    return arms
+        same = arms.setdefault(fingerprint(treated(arm.run, experiment.protocol)), arm)
+        if same is not arm:
+            raise UserError(
+                f"{name!r} is the same run as {same.name!r} (the protocol sets what it tunes); take one of them out",
+                f"arms.{name}",
+            )
+    return list(arms.values())

@@ -26,6 +26,8 @@ from doge_lab.run import code_version
 from doge_lab.stats import compare, t_interval
 
 RESULT = "result.json"
+CEILING = 0.99
+"""Models that hold more than this share of what a task asks count as equal on it: it asks too little to tell."""
 COSTS = ("params", "embedding_params", "active_params", "flops_per_token", "cache_bytes", "context", "cache_dtype")
 
 

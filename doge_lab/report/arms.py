@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
+from doge_lab.report.labels import plural, printable
 from doge_lab.report.pairs import doubt
 from doge_lab.stats import Comparison, Interval
 
@@ -12,14 +14,16 @@ from doge_lab.stats import Comparison, Interval
 def arms_table(result: Mapping[str, Any]) -> Table:
     """An arm a row: what it costs, and bits on every task with half the 95 % t interval."""
     seeds = result["protocol"]["seeds"]
-    shown = Table(title=f"{result['name']}: bits on test", caption=_caption(result["protocol"]))
+    shown = Table(title=escape(f"{result['name']}: bits on test"), caption=_caption(result["protocol"]))
     shown.add_column("arm")
     for name in ("cache bytes", "parameters", "of them embedding", "active", *result["tasks"]):
-        shown.add_column(name, justify="right")
+        shown.add_column(escape(name), justify="right")
     for arm in result["arms"]:
         cost = arm["cost"]
         costs = [f"{cost[key]:,}" for key in ("cache_bytes", "params", "embedding_params", "active_params")]
-        shown.add_row(arm["name"], *costs, *(bits_text(arm["tasks"][task], seeds) for task in result["tasks"]))
+        shown.add_row(
+            escape(printable(arm["name"])), *costs, *(bits_text(arm["tasks"][task], seeds) for task in result["tasks"])
+        )
     return shown
 
 
@@ -55,6 +59,8 @@ def bits_text(cell: Mapping[str, Any], seeds: int) -> str:
     digits = 0 if abs(mean) >= 1000 else 2
     remarks = [f"{n} of {seeds} seeds"] if n < seeds else []
     remarks += [f"{cell[key]} {key}" for key in ("diverged", "failed", "saturated") if cell[key]]
+    if broken := sum(None in tried["bits"] for tried in cell.get("grid", ())):
+        remarks.append(f"{broken} {plural(broken, 'setting')} failed")
     if cell["train"]["at_edge"]:
         remarks.append(f"lr {cell['train']['lr']:g} is at the edge")
     spread = f" ± {half:,.{digits}f}" if half is not None else " (one seed)"

@@ -1,7 +1,7 @@
 """What came out at every size, and how far the orders agree: plain data, from an experiment's result.
 
 scale.json
-name, source, code      what was compared, and by which version
+source                  what was compared
 sizes[]                 name (`1x`), factor, params: mean over the candidates
 candidates              names, in the order of the source
 tasks{label}            tau, low, high, n, chance    of the smallest against the largest size: doge_lab.stats.Agreement;
@@ -16,12 +16,10 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from doge_lab.experiment.result import by_seed
+from doge_lab.experiment.result import CEILING, by_seed
 from doge_lab.stats import Agreement, agreement
 
 SCALE = "scale.json"
-CEILING = 0.99
-"""Candidates that hold more than this share of what a task asks count as equal: their order is noise."""
 Bits = Mapping[str, Mapping[str, Sequence[float]]]
 """Size -> candidate -> bits by seed."""
 

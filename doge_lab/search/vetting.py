@@ -10,17 +10,15 @@ contract's own source and the options, so that the next search over the same blo
 
 import contextlib
 import hashlib
-import inspect
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from doge_lab import config, registry
-from doge_lab.block import Block, Kind
+from doge_lab.block import Kind
 from doge_lab.errors import UserError
 from doge_lab.files import write_text_atomically
 from doge_lab.search.config import Space
@@ -193,16 +191,6 @@ def _digest(suspect: Suspect) -> str:
     shared = [lab / f"{name}.py" for name in ("block", "cache", "errors", "model", "strict")]
     for folder in ("layers", "testing"):
         shared += sorted((lab / folder).glob("*.py"))
-    for file in (*shared, *_source(registry.get(suspect.kind, suspect.type))):
+    for file in (*shared, *registry.sources(registry.get(suspect.kind, suspect.type))):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:32]
-
-
-def _source(block: type[Block]) -> list[Path]:
-    """The block's own file; of a package that is not ours every file, for a block may lean on its neighbours."""
-    file = inspect.getsourcefile(block)
-    top = block.__module__.partition(".")[0]
-    folder = getattr(sys.modules.get(top), "__path__", None)
-    if folder and top != "blocks":
-        return sorted(source for place in folder for source in Path(place).rglob("*.py"))
-    return [Path(file)] if file else []

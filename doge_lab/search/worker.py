@@ -14,6 +14,7 @@ block prints goes to standard error.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -77,8 +78,9 @@ def _train(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
     except Diverged as error:
         _answer(answers, event="failed", job=number, reason=str(error), diverged=True)
     except Exception as error:  # a block may raise anything: it fails its trial, never the search
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"error-{number}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        with contextlib.suppress(OSError):  # a full disk may be the very error
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"error-{number}.txt").write_text(traceback.format_exc(), encoding="utf-8")
         _answer(answers, event="failed", job=number, reason=_one_line(error))
     else:
         spent = {"seconds": measured.seconds, "cpu_seconds": measured.cpu_seconds}

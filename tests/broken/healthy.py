@@ -52,6 +52,31 @@ class Decay(SequenceBlock):
         return 2 * (self.write.weight.numel() + self.read.weight.numel())
 
 
+class Mean(Decay):
+    """y_t = V (s_t / t) with s_t = s_{t-1} + W x_t: the cache counts tokens, the same number in all of one length."""
+
+    def __init__(self, d_model, **options):
+        super().__init__(d_model, **options)
+        del self.decay
+
+    def reset_parameters(self):
+        init_linear(self.write)
+        init_linear(self.read, self.output_scale)
+
+    def forward(self, x, attention_mask=None, cache=None):
+        seen = 0 if cache is None else cache.position
+        real = new_real_tokens(attention_mask, new=x.shape[1], seen=seen)
+        real = torch.ones(*x.shape[:2], 1) if real is None else real.float()
+        total, count = (self.write(x).float() * real).cumsum(1), real.cumsum(1)
+        if cache is not None:
+            total, count = total + cache["total"][:, None], count + cache["count"][:, None]
+            cache["total"], cache["count"] = total[:, -1], count[:, -1]
+        return self.read((total / count.clamp(min=1)).to(x.dtype)), cache
+
+    def cache_spec(self):
+        return {"total": Fixed((self.d_model,)), "count": Fixed((1,))}
+
+
 class Experts(StateBlock):
     """Some of n one-neuron experts: y = Σ_chosen softmax(scores)_e relu(<x, D_e>) U_e."""
 
