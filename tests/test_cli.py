@@ -241,3 +241,17 @@ def test_help_does_not_wait_for_torch():
         subprocess.run([sys.executable, "-m", "doge_lab", "--help"], check=True, capture_output=True)
         times.append(time.perf_counter() - began)
     assert min(times) < 2  # a tripwire against an eager import, which costs more; the figure itself is in benchmarks/
+
+
+@pytest.mark.parametrize(("name", "code"), [("Raises", 2), ("Prints", 0)])
+def test_what_a_block_does_in_training_stays_out_of_the_facts(tmp_path, run_file, strange, capsys, name, code):
+    run_file.write_text(run_file.read_text().replace("state: mlp", f"state: {{type: 'strange:{name}'}}"))
+    words = ["train", str(run_file), "--out", str(tmp_path / "out"), "--allow-import", "strange", "--json"]
+    assert main(words) == code
+    said = capsys.readouterr()
+    if code == 0:
+        assert json.loads(said.out)["tasks"]["capacity"]["max_bits"] == 256
+    else:
+        assert said.out == ""
+        assert said.err.splitlines()[-1].startswith("doge-lab: capacity: a block raised RuntimeError: a block's own")
+        assert "Traceback" in (tmp_path / "out" / "capacity" / "error.txt").read_text()

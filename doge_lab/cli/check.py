@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from doge_lab.cli.options import add_json, look_here, print_json
+from doge_lab.cli.options import add_json, facts_alone, look_here, print_json
 from doge_lab.errors import UserError
 from doge_lab.yamlfile import with_overrides
 
@@ -39,8 +39,10 @@ def run(options: argparse.Namespace) -> int:
     block_options = with_overrides({}, options.set)
     rows = []
     for name, block in found:
-        _validate(block, options.d_model, block_options)
-        for result in run_checks(block, block_options, d_model=options.d_model, full=options.full):
+        with facts_alone():
+            _validate(block, options.d_model, block_options)
+            results = run_checks(block, block_options, d_model=options.d_model, full=options.full)
+        for result in results:
             rows.append({"block": name, "kind": block.kind, **vars(result)})
             if not options.json:
                 _print(rows[-1])

@@ -1,11 +1,12 @@
 """`doge-lab train`: train one model on its tasks and score it in bits."""
 
 import argparse
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doge_lab.cli.options import add_file, add_json, consent, print_json
+from doge_lab.cli.options import add_file, add_json, consent, facts_alone, print_json
 from doge_lab.errors import UserError, in_file
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
             raise UserError("there is nothing to train on; add tasks, such as `tasks: [{type: capacity}]`", "tasks")
     out = options.out or Path("runs") / str(run.name)
     ends = {}
-    with only_one(out, "run"), _Progress(run, quiet=options.json) as progress:
+    with only_one(out, "run"), _Progress(run, quiet=options.json) as progress, facts_alone():
         for task in run.tasks:
             try:
                 ends[task.label] = execute(
@@ -52,6 +53,13 @@ def run(options: argparse.Namespace) -> int:
                 raise UserError(f"{error}; lower train.lr, now {run.train_config(task).lr}", task.label) from None
             except OSError as error:
                 raise UserError(f"cannot be written: {error.strerror}", str(error.filename or out)) from None
+            except (UserError, MemoryError):
+                raise
+            except Exception as error:  # a block may raise anything
+                where = out / task.label / "error.txt"
+                where.write_text(traceback.format_exc(), encoding="utf-8")
+                said = f"{type(error).__name__}: {error}"
+                raise UserError(f"a block raised {said} (the traceback is in {where})", task.label) from error
     facts = {
         "name": run.name,
         "out": str(out),

@@ -6,6 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from doge_lab.report import labels
 from doge_lab.report.labels import plural, printable
 from doge_lab.report.pairs import doubt
 from doge_lab.stats import Comparison, Interval
@@ -33,8 +34,14 @@ def _caption(protocol: Mapping[str, Any]) -> str:
         if protocol["seeds"] > 1
         else "one seed: no interval, and the order may be chance"
     )
-    tuned = "tuned on validation data" if len(protocol["lr"]) > 1 else "the same for all, tuned for none"
-    return f"{spread}; learning rates {tuned}"
+    return f"{spread}; learning rates {rates(protocol)}"
+
+
+def rates(protocol: Mapping[str, Any]) -> str:
+    """How the learning rates were found: by one seed each, an unlucky rate can look like a bad architecture."""
+    if len(protocol["lr"]) == 1:
+        return "the same for all, tuned for none"
+    return f"tuned on validation data by {labels.seeds(protocol.get('tuning_seeds', 1))} each"
 
 
 def doubts(result: Mapping[str, Any]) -> list[str]:

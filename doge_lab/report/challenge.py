@@ -6,7 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from doge_lab.report.arms import bits_text
+from doge_lab.report.arms import bits_text, rates
 from doge_lab.report.cards import escaped, html_table
 from doge_lab.report.frame import framed, panel_html
 from doge_lab.report.labels import chance, number, plural, printable, seeds, task_title
@@ -14,7 +14,10 @@ from doge_lab.report.places import places_panels
 from doge_lab.stats import MOST_SEEDS
 
 Facts = Mapping[str, Any]
-RULE = "no more cache bytes, FLOPs no more than 5 % above, and with probability 0.95 more bits on every task"
+RULE = (
+    "no more cache bytes, FLOPs no more than 5 % above, and with probability 0.95 more bits on every task, "
+    "but for those that both know by heart"
+)
 _BOTH = {"full": "both over 99 %", "guess": "both guess"}
 _COSTS = {
     "cache_bytes": "cache bytes",
@@ -109,8 +112,8 @@ def caveats(facts: Facts) -> list[str]:
     """What a reader must know before believing it."""
     comparisons, params = len(facts["rivals"]) * len(facts["tasks"]), _mine(facts)["cost"]["params"]
     lines = [
-        f"{_seeds(facts).capitalize()} on test data; learning rates tuned per block and task on validation data, "
-        "steps fixed.",
+        f"{_seeds(facts).capitalize()} on test data, steps fixed; learning rates of each block and task "
+        f"{rates(facts['frame']['protocol'])}.",
         f"{comparisons} comparisons by 95 % t intervals, not corrected for their number: about one in twenty equals "
         "looks different by chance.",
         f"Models of {params:,} parameters: whether the order holds in larger ones is not measured here "
