@@ -131,6 +131,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     with in_file(path):
         if "search" in content:
             raise UserError("this file is a search space (it has `search:`); run it with `doge-lab search`")
+        if "arms" in content:
+            raise UserError("this file is an experiment (it has `arms:`); run it with `doge-lab compare`")
         return parse(content)
 
 

@@ -150,3 +150,10 @@ def test_an_override_that_leads_nowhere_is_named(run_file, override, message):
     with pytest.raises(UserError, match="--set") as caught:
         load(run_file, [override])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "command"), [("arms", "doge-lab compare"), ("search", "doge-lab search")])
+def test_a_file_of_another_command_names_it(tmp_path, key, command):
+    (tmp_path / "run.yaml").write_text(f"{key}: {{}}\n")
+    with pytest.raises(UserError, match=command):
+        load(tmp_path / "run.yaml")

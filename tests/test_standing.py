@@ -173,7 +173,12 @@ def test_the_page_says_what_may_not_be_concluded():
 
 
 def test_the_terminals_table_takes_any_name():
-    Console(width=60, file=StringIO()).print(table(told(standing(HERE, "mine", STORED), "mine")))
+    facts = told(standing(HERE, "mine", STORED), "mine[/b]")
+    for row in facts["rows"]:
+        row["name"] = row["name"].replace("mine", "mine[/b]")
+    shown = StringIO()
+    Console(width=300, file=shown).print(table(facts))
+    assert shown.getvalue().count("mine[/b]") >= 2  # in the title and in its row
 
 
 def test_names_beside_points_do_not_cover_each_other():
