@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from tiny_search import TINY, InProcess, search, tiny
@@ -71,7 +72,9 @@ def wait_for_trials(process, out, count):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_search_that_is_ended_keeps_its_trials_and_goes_on(tmp_path, how):
     out = tmp_path / "out"
-    process = subprocess.Popen(command(out, "--trials", "200"), stderr=subprocess.PIPE, text=True)
+    # A shell's background jobs ignore ctrl-C, and so would what they start: these tests may be one.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command(out, "--trials", "200"), stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     try:
         before = wait_for_trials(process, out, 2)
     finally:
