@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from doge_lab.cli.options import add_overrides, consent, facts_alone, print_json, wide_console
-from doge_lab.cli.training import add_training, train, writing_to
+from doge_lab.cli.options import facts_alone, print_json, wide_console
+from doge_lab.cli.training import add_source, add_training, read_source, train, writing_to
 from doge_lab.errors import UserError
 
 FACTORS = {"cpu": [1.0, 3.0], "cuda": [1.0, 10.0, 100.0]}
@@ -15,7 +15,7 @@ FACTORS = {"cpu": [1.0, 3.0], "cuda": [1.0, 10.0, 100.0]}
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("scale", help="does the small predict the large?", description=__doc__)
-    parser.add_argument("source", type=Path, metavar="FILE.yaml|FOLDER", help="an experiment, or a search's folder")
+    add_source(parser, most=5)
     parser.add_argument(
         "--factors",
         type=float,
@@ -23,24 +23,18 @@ def add(commands: Any) -> None:
         metavar="F",
         help="sizes, times the candidates' own (default 1 3; on a GPU 1 10 100); the cost grows with their square",
     )
-    parser.add_argument("--candidates", type=int, default=5, help="most models of a search's front (default 5)")
-    add_overrides(parser)
     add_training(parser, "the search's folder/scale, or results/NAME-scale")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    from doge_lab.experiment.candidates import load
     from doge_lab.files import write_text_atomically
     from doge_lab.scale.agreement import SCALE, facts_of
     from doge_lab.scale.sizes import experiment_of
 
-    consent(options)
-    if options.candidates < 2:
-        raise UserError(f"must be at least 2, not {options.candidates}", "--candidates")
     factors = _factors(options)
+    candidates = read_source(options)
     with facts_alone():
-        candidates = load(options.source, options.set, most=options.candidates)
         if len(candidates.runs) < 2:
             raise UserError(f"holds {len(candidates.runs)} candidate; an order takes two", str(options.source))
         experiment = experiment_of(candidates, factors)

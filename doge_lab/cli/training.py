@@ -7,14 +7,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doge_lab.cli.options import add_json, devices, facts_alone
+from doge_lab.cli.options import add_json, add_overrides, consent, devices, facts_alone
 from doge_lab.errors import UserError
 
 if TYPE_CHECKING:
+    from doge_lab.experiment.candidates import Candidates
     from doge_lab.experiment.config import Experiment
     from doge_lab.experiment.runner import Runner
 
 INTERRUPTED = "Interrupted: what is finished is kept; the same command continues."
+
+
+def add_source(parser: argparse.ArgumentParser, most: int) -> None:
+    """What is compared: an experiment, or models of a search's front."""
+    parser.add_argument("source", type=Path, metavar="FILE.yaml|FOLDER", help="an experiment, or a search's folder")
+    parser.add_argument(
+        "--candidates", type=int, default=most, help=f"most models of a search's front (default {most})"
+    )
+    add_overrides(parser)
+
+
+def read_source(options: argparse.Namespace) -> "Candidates":
+    """The candidates that `add_source` asked for. Raises `UserError`."""
+    from doge_lab.experiment.candidates import load
+
+    consent(options)
+    if options.candidates < 2:
+        raise UserError(f"must be at least 2, not {options.candidates}", "--candidates")
+    with facts_alone():
+        return load(options.source, options.set, most=options.candidates)
 
 
 def add_training(parser: argparse.ArgumentParser, out: str) -> None:
