@@ -13,7 +13,7 @@ from doge_lab.report import write_report
 from doge_lab.report.page import page
 from doge_lab.report.pairs import more_seeds
 from doge_lab.run import read_record
-from doge_lab.search import coordinator
+from doge_lab.search import asking, confirmation
 from doge_lab.search.config import load_space, parse_space
 from doge_lab.search.coordinator import Coordinator
 from doge_lab.search.study import load_study, read_results
@@ -69,7 +69,7 @@ def test_an_impossible_match_is_rejected_with_its_reason(tmp_path, in_process):
 
 
 def test_a_search_that_rejects_everything_gives_up_with_the_reason(tmp_path, in_process, monkeypatch):
-    monkeypatch.setattr(coordinator, "REJECTIONS", 5)
+    monkeypatch.setattr(asking, "REJECTIONS", 5)
     with pytest.raises(
         UserError, match="5 candidates in a row were rejected; the last one: outside the constraints: params is"
     ):
@@ -189,7 +189,7 @@ def test_a_combination_of_options_is_checked_before_it_is_trained(tmp_path, in_p
 
 
 def test_a_search_that_finds_nothing_more_keeps_what_it_has(tmp_path, in_process, monkeypatch):
-    monkeypatch.setattr(coordinator, "REJECTIONS", 8)
+    monkeypatch.setattr(asking, "REJECTIONS", 8)
     widths = [{"type": "mlp", "d_hidden": {"int": [1, 9]}}]
     bounded = tiny(state=widths, trials=99, constraints={"params": {"max": 384}})
     results = search(bounded, tmp_path, seed=1)
@@ -211,7 +211,7 @@ def test_two_searches_do_not_share_a_folder(tmp_path, in_process):
 
 
 def test_a_confirmation_that_fails_says_why(tmp_path, in_process, strange, monkeypatch):
-    monkeypatch.setattr(coordinator, "CONFIRM_SEED", -5)  # no seed: the run is refused
+    monkeypatch.setattr(confirmation, "CONFIRM_SEED", -5)  # no seed: the run is refused
     (candidate,) = search(tiny(state=["mlp"], trials=1), tmp_path).front
     assert not candidate.confirmed
     assert set(candidate.unconfirmed) == {"-5"}

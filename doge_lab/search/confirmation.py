@@ -1,0 +1,42 @@
+"""The front trained again on fresh test data, from other seeds: what was chosen is not what is reported."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from doge_lab.search.ledger import Ledger
+from doge_lab.search.pool import FAILED
+from doge_lab.search.study import Confirmed, Unconfirmed
+
+CONFIRM_SEED = 1000
+"""Confirmation starts from other initialisations too, far from the seeds of the search."""
+
+
+class Confirmation:
+    """What is confirmed so far of one search's front."""
+
+    def __init__(self, ledger: Ledger, *, seed: int) -> None:
+        self.ledger, self.seed = ledger, seed
+        self.confirmed: Confirmed = ledger.study.user_attrs["confirmed"]
+        self.unconfirmed: Unconfirmed = {}
+
+    def jobs(self) -> Iterator[dict[str, Any]]:
+        """A job for each seed of each candidate on the front that was not confirmed before."""
+        number = -1
+        for candidate in self.ledger.results().front:
+            first = candidate.trials[0]
+            for index in range(self.ledger.space.search.confirm_seeds):
+                seed = CONFIRM_SEED + self.seed + index
+                number -= 1
+                if str(seed) not in self.confirmed.get(first.candidate, {}):
+                    job = self.ledger.job(number, {**first.config, "seed": seed}, "test")
+                    yield {**job, "candidate": first.candidate, "trial": first.number}
+
+    def keep(self, job: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+        """Take a worker's answer."""
+        candidate, seed = job["candidate"], str(job["run"]["seed"])
+        if content["event"] == FAILED:
+            self.unconfirmed.setdefault(candidate, {})[seed] = content["reason"]
+            self.ledger.study.set_user_attr("unconfirmed", self.unconfirmed)
+        else:
+            self.confirmed.setdefault(candidate, {})[seed] = self.ledger.values(job["trial"], content["metrics"])
+            self.ledger.study.set_user_attr("confirmed", self.confirmed)
