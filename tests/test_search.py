@@ -16,7 +16,8 @@ from doge_lab.run import read_record
 from doge_lab.search import asking, confirmation
 from doge_lab.search.config import load_space, parse_space
 from doge_lab.search.coordinator import Coordinator
-from doge_lab.search.study import load_study, read_results
+from doge_lab.search.storage import the_study
+from doge_lab.search.study import read_results
 
 
 def test_one_worker_is_deterministic(tmp_path, in_process):
@@ -138,7 +139,7 @@ def test_a_resumed_search_keeps_its_seed_name_and_constraints(tmp_path, in_proce
     with pytest.raises(UserError, match="holds the search 'test', not 'other'"):
         search({**written, "name": "other"}, tmp_path, resume=True, seed=1)
     bounded = {**written, "search": {**written["search"], "constraints": {"params": {"max": 10**6}}}}
-    with pytest.raises(UserError, match="was searched with another space"):
+    with pytest.raises(UserError, match="was searched with other search.constraints; choose another --out"):
         search(bounded, tmp_path, resume=True, seed=1)
     results = search(written, tmp_path, resume=True, seed=1)
     assert [trial.seed for trial in results.trials] == [1, 2]
@@ -159,7 +160,7 @@ def test_a_broken_study_is_one_line(tmp_path, content):
 
 def test_the_study_opens_in_optuna(tmp_path, in_process):
     search(tiny(confirm_seeds=0), tmp_path)
-    study = load_study(tmp_path)
+    study, _ = the_study(tmp_path / "study.db")
     assert study.metric_names == ["cache_bytes", "capacity.bits"]
     assert [direction.name for direction in study.directions] == ["MINIMIZE", "MAXIMIZE"]
     assert study.best_trials

@@ -62,8 +62,7 @@ def run(options: argparse.Namespace) -> int:
         _finish(search, options, "Interrupted: what is finished is kept; --resume continues.")
         return 130
     with writing_to(out):
-        _finish(search, options)
-    return 0
+        return _finish(search, options)
 
 
 def _watched(search: "Coordinator", *, quiet: bool) -> None:
@@ -92,7 +91,8 @@ def _watched(search: "Coordinator", *, quiet: bool) -> None:
         search.run()
 
 
-def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") -> None:
+def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") -> int:
+    """Write the report and say what was found. The exit code: 1 when no trial was completed."""
     from doge_lab.report import write_report
     from doge_lab.report.pairs import warnings
     from doge_lab.report.table import front_table
@@ -108,14 +108,20 @@ def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") 
                     state: sum(trial.state == state for trial in results.trials)
                     for state in ("complete", "rejected", "failed", "running")
                 },
+                "failures": results.failures,
                 "ended_early": results.ended_early,
                 "front": json.loads(written["front.json"].read_text(encoding="utf-8")),
             }
         )
-        return
+        return int(not results.candidates)
     console = wide_console()
-    console.print(front_table(results))
+    if results.candidates:
+        console.print(front_table(results))
+    else:
+        console.print("No trial was completed, so there is no front.")
     ended = f"The search ended early: {results.ended_early}." if results.ended_early else ""
-    for line in filter(None, (*warnings(results), note, ended)):
+    failed = [f"{count} trials failed: {reason}" for reason, count in results.failures.items()]
+    for line in filter(None, (*warnings(results), *failed, note, ended)):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"Report: {written['report.html']}", highlight=False, soft_wrap=True)
+    return int(not results.candidates)

@@ -102,10 +102,10 @@ class Cell:
 
     @property
     def chosen(self) -> Setting | None:
-        """The setting with the most bits on validation, mean over its seeds; None when no setting could be trained."""
+        """The best setting on validation; None when no setting could be trained."""
         if len(self.grid) == 1:
             return self.grid[0]
-        scores = {setting: _mean_bits(self.tuned[setting]) for setting in self.grid if setting in self.tuned}
+        scores = {setting: merit(self.tuned[setting]) for setting in self.grid if setting in self.tuned}
         known = {setting: score for setting, score in scores.items() if score is not None}
         return max(known, key=lambda setting: known[setting]) if known else None
 
@@ -116,6 +116,14 @@ class Cell:
         return len(rates) > 1 and self.chosen is not None and self.chosen.lr in (rates[0], rates[-1])
 
 
-def _mean_bits(outcomes: list[Outcome]) -> float | None:
-    bits = [outcome.bits for outcome in outcomes]
-    return fmean(known) if len(known := [value for value in bits if value is not None]) == len(bits) else None
+def merit(outcomes: list[Outcome]) -> tuple[int, float] | None:
+    """How good a setting is: fewer diverged seeds first, then the mean bits of the others.
+
+    A diverged run is worse than any that ended: a poor model may score below zero bits. None when a seed failed
+    otherwise, so that nothing is known.
+    """
+    ended = [float(outcome.metrics["bits"]) for outcome in outcomes if outcome.metrics is not None]
+    diverged = sum(outcome.diverged for outcome in outcomes)
+    if not outcomes or len(ended) + diverged < len(outcomes):
+        return None
+    return -diverged, fmean(ended) if ended else 0.0

@@ -2,8 +2,7 @@
 
 import html
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import optuna
@@ -16,6 +15,7 @@ from optuna.visualization import plot_hypervolume_history, plot_optimization_his
 from doge_lab.report.labels import printable
 from doge_lab.report.panel import ACCENT, Panel, title_of
 from doge_lab.search.front import Results
+from doge_lab.search.storage import close_storage, the_study
 
 FEWEST_TRIALS = 10
 """Below this, the best tenth of the trials is a single one, and no importance can be read off it."""
@@ -29,24 +29,11 @@ def study_panels(results: Results) -> list[Panel]:
     history = "How the front grew" if len(results.objectives) > 1 else "How the best value improved"
     if not Path(results.study_path).is_file():
         return [Panel("history", history, f"The study file {results.study_path} is missing.", None)]
-    with _storage(results.study_path) as storage:
-        names = optuna.get_all_study_names(storage)
-        if len(names) != 1:
-            caption = f"The file {results.study_path} holds {len(names)} studies instead of one."
-            return [Panel("history", history, caption, None)]
-        # By name: asked for the only study, Optuna logs that it had to look.
-        study = optuna.load_study(study_name=names[0], storage=storage)
-        return [_history(study, results, history), *_importances(study, results)]
-
-
-@contextmanager
-def _storage(path: str) -> Iterator[optuna.storages.RDBStorage]:
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    study, storage = the_study(Path(results.study_path))
     try:
-        yield storage
+        return [_history(study, results, history), *_importances(study, results)]
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        close_storage(storage)
 
 
 def _complete(study: optuna.Study) -> list[FrozenTrial]:

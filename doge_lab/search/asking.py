@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from doge_lab.config import RunConfig, fingerprint
 from doge_lab.errors import UserError
+from doge_lab.search.front import hypervolume
 from doge_lab.search.ledger import AnyTrial, Ledger
 from doge_lab.search.screening import Rejected, screen
 from doge_lab.search.space import Draw, Hole, Scalar, fill
@@ -21,6 +22,9 @@ Job = dict[str, Any]
 REJECTIONS = 300
 """Candidates rejected in a row before the search gives up: the space can hardly meet its constraints."""
 
+STALL = 0.001
+"""A smaller gain of hypervolume is none."""
+
 
 class Asker:
     """The candidates of one search. `vetting` knows which blocks may be trained."""
@@ -30,6 +34,8 @@ class Asker:
         self.space = ledger.space
         self._rejected_in_a_row = 0
         ledger.study.set_user_attr("ended_early", "")
+        for known in self.space.search.first:
+            ledger.study.enqueue_trial(dict(known), skip_if_exists=True)
 
     def left_running(self) -> Iterator[Job]:
         """Jobs of a coordinator that died; what died before it was screened is screened now, under its own number."""
@@ -43,12 +49,33 @@ class Asker:
                 yield job
 
     def next(self) -> Job | None:
-        """Ask until a candidate is admissible; the others are rejected untrained. None when none seems left."""
+        """Ask until a candidate is admissible; the others are rejected untrained.
+
+        None when none seems left, or when further ones no longer pay.
+        """
+        if stalled := self._stalled():
+            self.ledger.study.set_user_attr("ended_early", stalled)
+            return None
         while self._rejected_in_a_row < REJECTIONS:
             job = self._screened(self.ledger.study.ask())
             if job is not None:
                 return job
         return None
+
+    def _stalled(self) -> str:
+        """Why the search may stop: the last `patience` candidates added next to nothing to the hypervolume."""
+        patience = self.space.search.patience
+        if patience is None:
+            return ""
+        results = self.ledger.results()
+        values = [trial.values for trial in results.trials if trial.state == "complete"]
+        if len(values) <= patience:
+            return ""
+        now, before = (
+            hypervolume(some, results.objectives, results.reference) for some in (values, values[:-patience])
+        )
+        stalled = now - before <= STALL * now
+        return f"the last {patience} candidates added less than {STALL:.1%} to the hypervolume" if stalled else ""
 
     def _job_again(self, trial: AnyTrial, run: Mapping[str, Any]) -> Job | None:
         try:

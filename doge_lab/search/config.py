@@ -12,7 +12,8 @@ from doge_lab.errors import UserError, in_file
 from doge_lab.objective import COST_NAMES, check_names
 from doge_lab.search.defaults import with_block_spaces
 from doge_lab.search.front import Direction
-from doge_lab.search.space import alternatives
+from doge_lab.search.known import check_known
+from doge_lab.search.space import Scalar, alternatives
 from doge_lab.strict import Strict, validate
 from doge_lab.yamlfile import read_mapping, with_overrides
 
@@ -45,6 +46,10 @@ class SearchConfig(Strict):
         default_factory=dict
     )
     """Ranges of costs; a candidate outside is rejected before training."""
+    first: tuple[dict[str, Scalar], ...] = ()
+    """Configurations to train first: name of a draw -> value, as reports name them; the sampler draws the rest."""
+    patience: PositiveInt | None = None
+    """Stop early once so many trained candidates in a row have added less than 0.1 % to the hypervolume."""
     confirm_seeds: NonNegativeInt = 3
     """Afterwards the front is trained again on fresh test data, with so many seeds: what the report stands on."""
     allow_faults: bool = False
@@ -100,6 +105,7 @@ def parse_space(content: Mapping[str, Any], name: str) -> Space:
             check_names(search.objectives, example.tasks)
         except UserError as error:
             raise error.under("search.objectives") from None
+    check_known(space.run, search.first)
     trained = [name for name in search.objectives if name not in COST_NAMES]
     if example is not None and trained and not example.tasks:
         raise UserError("a search needs at least one task", "tasks")

@@ -4,12 +4,15 @@ A *trial* is one draw from the space. Trials whose resolved configuration is the
 several seeds; the front is drawn over candidates, by the mean of their seeds, so that a lucky repeat wins nothing.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any, Literal
+
+import numpy as np
 
 Direction = Literal["minimize", "maximize"]
 State = Literal["complete", "rejected", "failed", "running", "waiting"]
@@ -110,6 +113,19 @@ def front(everyone: Sequence[Candidate], objectives: Mapping[str, Direction]) ->
     return sorted(kept, key=lambda candidate: candidate.values[first], reverse=direction == "maximize")
 
 
+def hypervolume(
+    everyone: Sequence[Mapping[str, float]], objectives: Mapping[str, Direction], reference: Mapping[str, float]
+) -> float:
+    """The volume that `everyone` dominates, up to the `reference` point; 0 when nobody reaches that."""
+    from optuna._hypervolume import compute_hypervolume  # Optuna draws its history with it and exports no other
+
+    signs = {name: -1.0 if direction == "maximize" else 1.0 for name, direction in objectives.items()}
+    limit = np.array([signs[name] * reference[name] for name in objectives])
+    points = np.array([[signs[name] * values[name] for name in objectives] for values in everyone])
+    within = points[(points <= limit).all(axis=1)] if len(points) else points
+    return float(compute_hypervolume(within, limit)) if len(within) else 0.0
+
+
 @dataclass(frozen=True)
 class Results:
     """All that a report reads of one search.
@@ -133,3 +149,8 @@ class Results:
     front: tuple[Candidate, ...]
     ended_early: str = ""
     seed: int = 0
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Reason -> how many trials failed with it, the most frequent first."""
+        return dict(Counter(trial.reason for trial in self.trials if trial.state == "failed").most_common())

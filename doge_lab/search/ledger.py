@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optuna.storages import BaseStorage
+from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from optuna.trial import Trial as OptunaTrial
@@ -27,10 +27,11 @@ class Ledger:
     """
 
     def __init__(self, space: Space, directory: Path, *, seed: int) -> None:
-        self.space, self.directory = space, directory
+        self.directory = directory
         self.study: Study
-        self._storage: BaseStorage
-        self.study, self._storage = open_study(directory, space, seed=seed)
+        self._storage: RDBStorage
+        self.space: Space
+        self.study, self._storage, self.space = open_study(directory, space, seed=seed)
         self._study_id = self._storage.get_study_id_from_name(self.study.study_name)
         self.changes = 0
 

@@ -1,23 +1,26 @@
 """The study on disk: one SQLite file that one process writes, and everything a report needs read back from it."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.study import Study
+from optuna.storages import RDBStorage
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from doge_lab.errors import UserError
 from doge_lab.search.config import SearchConfig, Space, parse_space, read_space
-from doge_lab.search.front import Results, State, Trial, candidates, front
+from doge_lab.search.extending import difference, moved
+from doge_lab.search.front import Direction, Results, State, Trial, candidates, front
+from doge_lab.search.samplers import build_sampler
+from doge_lab.search.storage import PATIENCE, STUDY, close_storage, is_locked, open_storage, reading, the_study
 
-STUDY = "study.db"
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "rejected",
@@ -49,6 +52,9 @@ def writing_to(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, StorageInternalError, SQLAlchemyError) as error:
+        if is_locked(error):
+            way = f"is locked by another program for more than {PATIENCE / 60:.0f} minutes; close it and say --resume"
+            raise UserError(way, str(directory / STUDY)) from None
         cause = error.__cause__ or error
         reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
         raise UserError(
@@ -56,85 +62,103 @@ def writing_to(directory: Path) -> Iterator[None]:
         ) from None
 
 
-def open_study(directory: Path, space: Space, *, seed: int) -> tuple[Study, BaseStorage]:
-    """Create the study of a new search, or continue one. Raises `UserError` when the folder is another space's."""
+def open_study(directory: Path, space: Space, *, seed: int) -> tuple[Study, RDBStorage, Space]:
+    """Create the study of a new search, or continue one; returns it with the space in the study's own order.
+
+    The order of the objectives is the study's: values are stored by it. Raises `UserError` when the folder is another
+    space's.
+    """
     path = directory / STUDY
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not path.exists():
-        _create(path, space, seed=seed)
-    storage = RDBStorage(_url(path))
-    (name,) = optuna.get_all_study_names(storage)
-    if name != space.name:
-        raise UserError(f"{directory} holds the search {name!r}, not {space.name!r}; choose another --out")
-    study = optuna.load_study(study_name=name, storage=storage)
-    # A resumed sampler must not repeat the draws of the first part.
-    study.sampler = build_sampler(space.search, seed + len(study.trials))
-    before = parse_space(study.user_attrs["space"], space.name)
-    decisive = {"objectives", "constraints", "allow_faults"}
-    if before.run != space.run or before.search.model_dump(include=decisive) != space.search.model_dump(
-        include=decisive
-    ):
-        raise UserError(f"{directory} was searched with another space; choose another --out")
+        create_study(path, space, attributes={"seed": seed, "confirmed": {}})
+    study, storage = the_study(path)
+    if study.study_name != space.name:
+        raise UserError(f"{directory} holds the search {study.study_name!r}, not {space.name!r}; choose another --out")
+    with reading(path):
+        before = parse_space(study.user_attrs["space"], space.name)
+        results_of(study, before, directory)  # a damaged trial is found now, not when its turn comes
     if study.user_attrs["seed"] != seed:
         raise UserError(f"{directory} was searched with --seed {study.user_attrs['seed']}; resume it with the same")
+    if changed := _decisive_changes(before.search, space.search):
+        raise UserError(f"{directory} was searched with other search.{changed}; choose another --out")
+    space = replace(space, search=space.search.model_copy(update={"objectives": objectives_of(study)}))
+    if before.run != space.run:
+        _extended(study, storage, path, before, space)
+        study, storage = the_study(path)
+    # A resumed sampler must not repeat the draws of the first part.
+    study.sampler = build_sampler(space.search, seed + len(study.trials))
     study.set_user_attr("space", space.dump())
-    return study, storage
+    return study, storage, space
 
 
-def _create(path: Path, space: Space, *, seed: int) -> None:
-    """A new study, under its name only when it is whole: who reads a half-made database would make it as well."""
+def _decisive_changes(before: SearchConfig, after: SearchConfig) -> str:
+    """The first option that a resumed search may not change and did; empty when there is none."""
+    decisive = ("objectives", "constraints", "allow_faults")
+    old, new = (search.model_dump(include=set(decisive)) for search in (before, after))
+    return next((name for name in decisive if old[name] != new[name]), "")
+
+
+def create_study(
+    path: Path, space: Space, *, attributes: Mapping[str, Any], trials: Iterable[FrozenTrial] = ()
+) -> None:
+    """A new study of `trials`, under its name only when it is whole: a reader would complete a half-made database."""
     path.parent.mkdir(parents=True, exist_ok=True)
     half_made = path.with_name(f".{path.name}.new")
     half_made.unlink(missing_ok=True)
-    storage = RDBStorage(_url(half_made))
-    study = optuna.create_study(
-        storage=storage, study_name=space.name, directions=list(space.search.objectives.values())
-    )
+    storage = open_storage(half_made)
+    directions = list(space.search.objectives.values())
+    study = optuna.create_study(storage=storage, study_name=space.name, directions=directions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(list(space.search.objectives))
-    for name, value in {"seed": seed, "confirmed": {}, "space": space.dump()}.items():
+    for name, value in {**attributes, "space": space.dump()}.items():
         study.set_user_attr(name, value)
-    storage.remove_session()
-    storage.engine.dispose()
+    study.add_trials(trials)
+    close_storage(storage)
     half_made.rename(path)
 
 
-def build_sampler(search: SearchConfig, seed: int) -> BaseSampler:
-    """Optuna's sampler by name, seeded."""
-    if search.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, search.trials // 3)))
-    if search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if search.sampler == "qmc":
-        return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-    if search.sampler == "gp":
-        return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, min(10, search.trials // 3)))
+def _extended(study: Study, storage: RDBStorage, path: Path, before: Space, space: Space) -> None:
+    """Move every trial into a wider space: the old file is replaced by a whole new one.
+
+    Raises `UserError` for a change that is more than further choices and wider ranges.
+    """
+    if where := difference(before.run, space.run):
+        raise UserError(
+            f"{path.parent} was searched with another space: {where}; a resumed search may add choices and widen "
+            "ranges, for anything else choose another --out"
+        )
+    trials = [moved(trial, space.run) for trial in study.get_trials(deepcopy=False)]
+    wider = path.with_name(f".{path.name}.wider")
+    wider.unlink(missing_ok=True)
+    create_study(wider, space, attributes=study.user_attrs, trials=trials)
+    close_storage(storage)
+    wider.replace(path)
 
 
-def load_study(directory: Path) -> Study:
-    """The study in a search's folder. Raises `UserError` when there is none."""
-    path = directory / STUDY
-    try:
-        if not path.exists():
-            raise UserError(f"{directory} holds no {STUDY}; name the --out folder of a search")
-        (name,) = optuna.get_all_study_names(_url(path))
-        study = optuna.load_study(study_name=name, storage=_url(path))
-    except (OSError, ValueError, SQLAlchemyError, StorageInternalError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"{path} is no study of doge_lab") from None
-    return study
+def objectives_of(study: Study) -> dict[str, Direction]:
+    """Objective -> direction in the order in which the study stores its values."""
+    directions: list[Direction] = [
+        "maximize" if direction == StudyDirection.MAXIMIZE else "minimize" for direction in study.directions
+    ]
+    names = study.metric_names or list(study.user_attrs["space"]["search"]["objectives"])
+    return dict(zip(names, directions, strict=True))
 
 
 def read_results(directory: Path) -> Results:
     """Everything that a report needs, from the study alone."""
-    study = load_study(directory)
-    return results_of(study, read_space(study.user_attrs["space"], study.study_name), directory)
+    path = directory / STUDY
+    study, _ = the_study(path)
+    with reading(path):
+        space = read_space(study.user_attrs["space"], study.study_name)
+        return results_of(study, space, directory)
 
 
 def results_of(study: Study, space: Space, directory: Path) -> Results:
     """The results so far of an open study."""
-    trials = tuple(_read_trial(trial, space.search) for trial in study.get_trials(deepcopy=False))
+    objectives = objectives_of(study)
+    trials = tuple(_read_trial(trial, objectives) for trial in study.get_trials(deepcopy=False))
     confirmed: Confirmed = study.user_attrs["confirmed"]
     everyone = candidates(trials, confirmed, study.user_attrs.get("unconfirmed", {}))
     return Results(
@@ -142,31 +166,32 @@ def results_of(study: Study, space: Space, directory: Path) -> Results:
         directory=str(directory),
         study_path=str(directory / STUDY),
         space=space.dump(),
-        objectives=space.search.objectives,
+        objectives=objectives,
         reference=_reference(space.search, trials),
         context=next((int(trial.cost["context"]) for trial in trials if trial.cost), 0),
         trials=trials,
         candidates=tuple(everyone),
-        front=tuple(front(everyone, space.search.objectives)),
+        front=tuple(front(everyone, objectives)),
         ended_early=study.user_attrs.get("ended_early", ""),
         seed=study.user_attrs["seed"],
     )
 
 
-def _read_trial(trial: FrozenTrial, search: SearchConfig) -> Trial:
-    attrs = trial.user_attrs
-    values = dict(zip(search.objectives, trial.values, strict=True)) if trial.state == TrialState.COMPLETE else {}
+def _read_trial(trial: FrozenTrial, objectives: Iterable[str]) -> Trial:
+    attrs, state, reason = trial.user_attrs, _STATES[trial.state], trial.user_attrs.get("reason", "")
+    if state == "complete" and not {"candidate", "cost", "metrics", "config"} <= attrs.keys():
+        state, reason = "failed", "added by hand: doge_lab did not measure it"
     return Trial(
         number=trial.number,
-        state=_STATES[trial.state],
+        state=state,
         candidate=attrs.get("candidate", ""),
         seed=attrs.get("run_seed", 0),
         params=trial.params,
         config=attrs.get("config", {}),
-        values=values,
+        values=dict(zip(objectives, trial.values, strict=True)) if state == "complete" else {},
         metrics=attrs.get("metrics", {}),
         cost=attrs.get("cost", {}),
-        reason=attrs.get("reason", ""),
+        reason=reason,
         seconds=attrs.get("seconds", 0.0),
     )
 
@@ -189,7 +214,3 @@ def _costliest(name: str, search: SearchConfig, trials: tuple[Trial, ...]) -> fl
 def _known(trial: Trial, name: str) -> float:
     values: Mapping[str, float] = {**trial.cost, **trial.values}
     return float(values.get(name, 0.0))
-
-
-def _url(path: Path) -> str:
-    return f"sqlite:///{path.resolve().as_posix()}"
