@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import sqlalchemy
 import torch
 from strange_blocks import SOURCE
 
@@ -27,6 +28,15 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOGE_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _studies_need_no_disk():
+    """A study of this process is not waited for until it is on the disk: hundreds of small commits take minutes."""
+
+    @sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "connect")
+    def relax(connection, _):
+        connection.execute("PRAGMA synchronous=OFF")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import math
 
 import optuna
-import sqlalchemy
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
@@ -45,8 +44,6 @@ def some_trials():
 
 def make_study(path, trials, objectives, name):
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-    sqlalchemy.event.listen(storage.engine, "connect", lambda made, _: made.execute("PRAGMA synchronous=OFF"))
-    storage.engine.dispose()  # what connected before the listener still waits for the disk
     study = optuna.create_study(storage=storage, study_name=name, directions=list(objectives.values()))
     states = {"complete": TrialState.COMPLETE, "rejected": TrialState.PRUNED, "failed": TrialState.FAIL}
     for trial in trials:

@@ -139,7 +139,7 @@ def test_a_resumed_search_keeps_its_seed_name_and_constraints(tmp_path, in_proce
     with pytest.raises(UserError, match="holds the search 'test', not 'other'"):
         search({**written, "name": "other"}, tmp_path, resume=True, seed=1)
     bounded = {**written, "search": {**written["search"], "constraints": {"params": {"max": 10**6}}}}
-    with pytest.raises(UserError, match="was searched with other search.constraints; choose another --out"):
+    with pytest.raises(UserError, match=r"was searched with other search\.constraints; choose another --out"):
         search(bounded, tmp_path, resume=True, seed=1)
     results = search(written, tmp_path, resume=True, seed=1)
     assert [trial.seed for trial in results.trials] == [1, 2]

@@ -5,10 +5,24 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from doge_lab.cli import blocks, challenge, check, compare, describe, report, rerun, scale, schema, search, tasks, train
+from doge_lab.cli import (
+    blocks,
+    challenge,
+    check,
+    compare,
+    describe,
+    report,
+    rerun,
+    scale,
+    schema,
+    score,
+    search,
+    tasks,
+    train,
+)
 from doge_lab.errors import UserError
 
-COMMANDS = (blocks, tasks, describe, check, train, rerun, search, compare, scale, challenge, report, schema)
+COMMANDS = (blocks, tasks, describe, check, train, score, rerun, search, compare, scale, challenge, report, schema)
 
 
 class _Parser(argparse.ArgumentParser):

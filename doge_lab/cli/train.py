@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(facts)
     else:
-        _print(facts)
+        print_scores(facts, f"One seed ({run.seed}), so no interval. Records and weights: {out}")
     return 0
 
 
@@ -117,7 +117,8 @@ class _Progress:
         return report
 
 
-def _print(facts: Mapping[str, Any]) -> None:
+def print_scores(facts: Mapping[str, Any], note: str) -> None:
+    """A line for each task, then `note`."""
     from rich.console import Console
     from rich.table import Table
 
@@ -136,4 +137,4 @@ def _print(facts: Mapping[str, Any]) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(f"One seed ({facts['seed']}), so no interval. Records and weights: {facts['out']}", soft_wrap=True)
+    console.print(note, soft_wrap=True)
