@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from doge_lab import signals
 from doge_lab.cli.options import add_file, add_json, consent, devices, print_json, wide_console
+from doge_lab.cli.training import add_job_timeout
 from doge_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--skip-failing", action="store_true", help="leave out blocks that fail the contract instead of stopping"
     )
+    add_job_timeout(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -53,14 +56,16 @@ def run(options: argparse.Namespace) -> int:
         resume=options.resume,
         allow_import=options.allow_import,
         skip_failing=options.skip_failing,
+        job_timeout=options.job_timeout,
     )
     try:
         _watched(search, quiet=options.json)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if search.phase == "check":
             raise
-        _finish(search, options, "Interrupted: what is finished is kept; --resume continues.")
-        return 130
+        signals.tell(stopped, "what is finished is kept; --resume continues")
+        _finish(search, options)
+        return signals.exit_code(stopped)
     with writing_to(out):
         _finish(search, options)
     return 0
@@ -92,7 +97,7 @@ def _watched(search: "Coordinator", *, quiet: bool) -> None:
         search.run()
 
 
-def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") -> None:
+def _finish(search: "Coordinator", options: argparse.Namespace) -> None:
     from doge_lab.report import write_report
     from doge_lab.report.pairs import warnings
     from doge_lab.report.table import front_table
@@ -116,6 +121,6 @@ def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") 
     console = wide_console()
     console.print(front_table(results))
     ended = f"The search ended early: {results.ended_early}." if results.ended_early else ""
-    for line in filter(None, (*warnings(results), note, ended)):
+    for line in filter(None, (*warnings(results), ended)):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"Report: {written['report.html']}", highlight=False, soft_wrap=True)
