@@ -56,5 +56,5 @@ def one_line(error: BaseException) -> str:
         said = str(error)[: 10 * LONGEST].strip().splitlines()[:1]
     except BaseException as another:
         said = [f"its message cannot be read ({type(another).__name__})"]
-    line = ": ".join(filter(None, (name, *said)))
+    line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in ": ".join([name, *said]))
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."

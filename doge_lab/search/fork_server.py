@@ -11,6 +11,7 @@ import ctypes
 import gc
 import json
 import os
+import secrets
 import select
 import signal
 import sys
@@ -101,10 +102,11 @@ class _Child:
         self._may_print = PRINTED
         said, say = os.pipe()
         printed, output = os.pipe()
-        server = os.getpid()
+        server, self._seal = os.getpid(), secrets.token_hex(8)
         self.pid = os.fork()
         if not self.pid:
-            _be_child(job, work, server, say, output, closing=(*closing, said, printed))
+            _close(server, output, closing=(*closing, said, printed))
+            _work_alone(job, work, say, seal=self._seal)
         for pipe in (say, output):
             os.close(pipe)
         for pipe in (said, printed):
@@ -124,7 +126,7 @@ class _Child:
         self._pass_on(self._printed.take())
         for line in self._said.lines():
             content = read(line)
-            if content and content["event"] not in OF_SERVERS and content.get("job") == self.job["job"]:
+            if content and content.pop("seal", "") == self._seal and content["event"] not in OF_SERVERS:
                 self.answered = content["event"] in LAST
                 yield content
             if self.answered:
@@ -149,26 +151,35 @@ class _Child:
             os.write(2, kept)
 
 
-def _be_child(job: Job, work: Work, server: int, say: int, output: int, *, closing: tuple[int, ...]) -> NoReturn:
-    """Do the job; never returns. The pipes of the server are closed first, so that no block can write to them."""
+def _close(server: int, output: int, *, closing: tuple[int, ...]) -> None:
+    """Cut a child off from all that is the server's: its session, its input, and the pipes that no block may use."""
+    os.setsid()
+    die_with_parent()
+    if os.getppid() != server:
+        os._exit(1)
+    for pipe in closing:
+        os.close(pipe)
+    for pipe, standard in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):
+        os.dup2(pipe, standard)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the coordinator was started with
+
+
+def _work_alone(job: Job, work: Work, say: int, *, seal: str) -> NoReturn:
+    """Do the job; never returns. What is not sealed was written by a block, to a pipe that it does not know."""
+    own = os.getpid()
+
+    def tell(event: str, **facts: Any) -> None:
+        if os.getpid() != own:
+            os._exit(1)  # a copy that a block made, which came back from it
+        write(say, event, **{**facts, "job": job["job"], "seal": seal})
+
     try:
-        os.setsid()
-        die_with_parent()
-        if os.getppid() == server:
-            for pipe in closing:
-                os.close(pipe)
-            for pipe, standard in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):
-                os.dup2(pipe, standard)
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the coordinator was started with
-
-            def tell(event: str, **facts: Any) -> None:
-                write(say, event, **{**facts, "job": job["job"]})
-
-            event, facts = work(job, tell)
-            for stream in (sys.stdout, sys.stderr):
+        event, facts = work(job, tell)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
                 stream.flush()
-            tell(event, **facts)
+        tell(event, **facts)
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(0)
+        os._exit(1)

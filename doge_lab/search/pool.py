@@ -22,7 +22,7 @@ MOST_DEATHS, MOST_LOSSES = 2, 5
 """Deaths of a job's process, and of workers that had it, after which it has failed."""
 MOST_STARTS = 5
 """Workers in a row that end before they are ready, after which none will be."""
-UNKNOWN, LEAST, TIMES = 300.0, 60.0, 20
+UNKNOWN, LEAST, TIMES = 300.0, 30.0, 20
 """Seconds that a job may be silent: while none of its siblings is done; at least; times their longest silence."""
 PROMPT = 10.0
 """Seconds in which a worker tells that its job was killed."""
@@ -116,6 +116,8 @@ class Pool:
             return self._died(worker, content["reason"])
         if event == READY:
             worker.ready, self._not_started = True, 0
+        if event == STARTED:
+            worker.longest = 0.0  # not what it waited for its worker
         if event == DONE:
             like = _siblings(job)
             self._longest[like] = max(self._longest.get(like, 0.0), worker.longest)
@@ -157,10 +159,7 @@ class Pool:
             if worker.hung:
                 worker.kill()  # it could not even tell that its job is dead
             elif worker.ready:
-                worker.hung = f"nothing was heard of it for {limit:.0f} s, so it was ended"
-                worker.hung += (
-                    "; --job-timeout SECONDS allows more" if self._job_timeout is None else " (--job-timeout)"
-                )
+                worker.hung = f"nothing was heard of it for {round(limit, 1):g} s, so it was ended; --job-timeout allows more"
             worker.end_job()
             worker.silent = limit - PROMPT
 
