@@ -50,5 +50,6 @@ if __name__ == "__main__":
     time.sleep(float(os.environ.get("FAKE_START", "0")))
     if os.environ.get("FAKE_END"):
         sys.exit(int(os.environ["FAKE_END"]))
-    die_with_parent(0)
+    if os.environ.get("FAKE_NO_FORK"):
+        del os.fork
     serve(work, jobs=0, answers=answers)

@@ -112,6 +112,17 @@ said = 1"""
         assert all(gone(pid) for pid in processes)
 
 
+def test_where_a_process_cannot_fork_a_worker_does_one_job(monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_NO_FORK", "1")
+    with Pool(["cpu", "cpu"]) as pool:
+        said, _ = work_off(pool, *["said = os.getpid()"] * 4, f"if once('{tmp_path}/mark'): os._exit(1)\nsaid = 5")
+        hung = "nothing was heard of it"
+        monkeypatch.setattr(pool, "_job_timeout", 0.5)
+        assert work_off(pool, "time.sleep(60)")[0][0].startswith(hung)
+    assert len(set(said)) == 5
+    assert said[4] == 5
+
+
 def test_workers_that_never_start_end_it_with_one_line(monkeypatch):
     monkeypatch.setenv("FAKE_END", "7")
     with (

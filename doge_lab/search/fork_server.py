@@ -40,19 +40,40 @@ def serve(work: Work, *, jobs: int, answers: int) -> None:
 
     Raises `BrokenPipeError` when nobody reads the answers any more.
     """
+    incoming = _Pipe(jobs)
+    if not hasattr(os, "fork"):
+        _serve_once(work, incoming, answers)
+        return
+    die_with_parent(wanted=False)  # it sees that its input has ended, and ends its child first
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.collect()
     gc.freeze()  # the collector would write to, and so copy, every page that children share with the server
     write(answers, READY)
-    incoming = _Pipe(jobs)
     while incoming.open:
         for line in incoming.lines():
             _do(json.loads(line), work, incoming, answers)
 
 
-def die_with_parent(sign: int = signal.SIGKILL) -> None:
-    """Let the system end this process when its parent ends, where it can (Linux). 0 takes it back."""
+def die_with_parent(*, wanted: bool = True) -> None:
+    """Let the system end this process when its parent ends, where it can (Linux), or no more."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(sign))
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL) if wanted else 0)
+
+
+def _serve_once(work: Work, jobs: "_Pipe", answers: int) -> None:
+    """Without fork (Windows) this process does one job and ends; the pool starts another in its place."""
+    write(answers, READY)
+    job: Job = {}
+    while jobs.open and not job:
+        for line in jobs.lines():
+            job = json.loads(line)
+    if job:
+
+        def say(event: str, **facts: Any) -> None:
+            write(answers, event, **{**facts, "job": job["job"]})
+
+        event, facts = work(job, say)
+        say(event, **facts)
 
 
 def _do(job: Job, work: Work, incoming: "_Pipe", answers: int) -> None:

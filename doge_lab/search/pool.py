@@ -159,7 +159,9 @@ class Pool:
             if worker.hung:
                 worker.kill()  # it could not even tell that its job is dead
             elif worker.ready:
-                worker.hung = f"nothing was heard of it for {round(limit, 1):g} s, so it was ended; --job-timeout allows more"
+                worker.hung = (
+                    f"nothing was heard of it for {round(limit, 1):g} s, so it was ended; --job-timeout allows more"
+                )
             worker.end_job()
             worker.silent = limit - PROMPT
 

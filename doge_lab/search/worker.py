@@ -8,11 +8,8 @@ silent for long is taken to hang. Whatever a block raises, SystemExit included, 
 import argparse
 import contextlib
 import importlib
-import json
 import os
 import random
-import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +25,7 @@ from doge_lab import config, registry, tasks
 from doge_lab.errors import one_line
 from doge_lab.objective import evaluate
 from doge_lab.search.fork_server import die_with_parent, serve
-from doge_lab.search.protocol import ALIVE, DONE, EXAMINED, FAILED, READY, REPORT, Job, Say, write
+from doge_lab.search.protocol import ALIVE, DONE, EXAMINED, FAILED, REPORT, Job, Say
 from doge_lab.search.vetting import Suspect, examine, verdict
 from doge_lab.train import Diverged, StepReport
 
@@ -48,7 +45,7 @@ class _Refused(Exception):
 
 def main() -> None:
     """Entry point of `python -m doge_lab.search.worker`: jobs come through standard input, answers go to output."""
-    die_with_parent()  # while it imports; later it sees that its input has ended, and can end its children first
+    die_with_parent()  # while it imports, it would not see that its input has ended
     parser = argparse.ArgumentParser(description="Trains the candidates of a search; started by doge-lab search.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--allow-import", action="append", default=[])
@@ -63,25 +60,8 @@ def main() -> None:
         importlib.import_module(name)
     random.seed(0)  # as torch's, so that a job draws the same in whichever worker it is
     numpy.random.seed(0)
-    work = partial(do, options.device)
     with contextlib.suppress(BrokenPipeError):  # the coordinator is gone: finished runs are on disk
-        if hasattr(os, "fork"):
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            die_with_parent(0)
-            serve(work, jobs=0, answers=answers)
-        else:
-            _serve_once(work, answers)
-
-
-def _serve_once(work: Callable[[Job, Say], tuple[str, dict[str, Any]]], answers: int) -> None:
-    """Without fork a worker does one job, and the pool starts another one in its place."""
-    write(answers, READY)
-    for line in sys.stdin:
-        job = json.loads(line)
-        say = partial(write, answers, job=job["job"])
-        event, facts = work(job, say)
-        say(event, **facts)
-        return
+        serve(partial(do, options.device), jobs=0, answers=answers)
 
 
 def do(device: str, job: Job, say: Say) -> tuple[str, dict[str, Any]]:
