@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from doge_lab.search.fork_server import die_with_parent, serve
+from doge_lab.search.fork_server import die_with, serve
 
 HELPERS = """
 import ctypes, json, os, pathlib, signal, sys, time
@@ -44,7 +44,7 @@ def written(path):
 
 
 if __name__ == "__main__":
-    die_with_parent()
+    die_with(int(sys.argv[1]))
     answers = os.dup(1)
     os.dup2(2, 1)
     time.sleep(float(os.environ.get("FAKE_START", "0")))

@@ -44,7 +44,7 @@ def serve(work: Work, *, jobs: int, answers: int) -> None:
     if not hasattr(os, "fork"):
         _serve_once(work, incoming, answers)
         return
-    die_with_parent(wanted=False)  # it sees that its input has ended, and ends its child first
+    _at_parents_end(0)  # from here on it sees that its input has ended, and ends its child first
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.collect()
     gc.freeze()  # the collector would write to, and so copy, every page that children share with the server
@@ -54,10 +54,17 @@ def serve(work: Work, *, jobs: int, answers: int) -> None:
             _do(json.loads(line), work, incoming, answers)
 
 
-def die_with_parent(*, wanted: bool = True) -> None:
-    """Let the system end this process when its parent ends, where it can (Linux), or no more."""
+def die_with(parent: int) -> None:
+    """Let the system end this process when its parent ends, where it can (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL) if wanted else 0)
+        _at_parents_end(signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before
+            os._exit(1)
+
+
+def _at_parents_end(number: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def _serve_once(work: Work, jobs: "_Pipe", answers: int) -> None:
@@ -175,9 +182,7 @@ class _Child:
 def _close(server: int, output: int, *, closing: tuple[int, ...]) -> None:
     """Cut a child off from all that is the server's: its session, its input, and the pipes that no block may use."""
     os.setsid()
-    die_with_parent()
-    if os.getppid() != server:
-        os._exit(1)
+    die_with(server)
     for pipe in closing:
         os.close(pipe)
     for pipe, standard in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):

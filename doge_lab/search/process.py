@@ -15,7 +15,7 @@ from doge_lab.search.protocol import DIED, LAST, LOST, STARTED, Job, ending, rea
 
 Events = queue.Queue[tuple["Worker | None", dict[str, Any]]]
 
-PROGRAM = "doge_lab.search.worker"
+PROGRAM = "doge_lab.search"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _FORKABLE = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 """A server that forks has one thread, and does not touch a GPU even to see whether there is one."""
@@ -41,7 +41,7 @@ class Worker:
         # -P: a file called like one of ours in the current folder must not hide it. A session of its own: what the
         # terminal sends is for the coordinator.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", PROGRAM, "--device", device, *consent],
+            [sys.executable, "-P", "-m", PROGRAM, str(os.getpid()), "--device", device, *consent],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={

@@ -12,10 +12,10 @@ import os
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy
 import torch
@@ -24,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from doge_lab import config, registry, tasks
 from doge_lab.errors import one_line
 from doge_lab.objective import evaluate
-from doge_lab.search.fork_server import die_with_parent, serve
+from doge_lab.search.fork_server import serve
 from doge_lab.search.protocol import ALIVE, DONE, EXAMINED, FAILED, REPORT, Job, Say
 from doge_lab.search.vetting import Suspect, examine, verdict
 from doge_lab.train import Diverged, StepReport
@@ -43,13 +43,12 @@ class _Refused(Exception):
     """The job fails for a reason that is told as it is."""
 
 
-def main() -> None:
-    """Entry point of `python -m doge_lab.search.worker`: jobs come through standard input, answers go to output."""
-    die_with_parent()  # while it imports, it would not see that its input has ended
+def main(words: Sequence[str]) -> NoReturn:
+    """Serve until standard input ends: jobs come through it, answers go to standard output."""
     parser = argparse.ArgumentParser(description="Trains the candidates of a search; started by doge-lab search.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--allow-import", action="append", default=[])
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     answers = os.dup(1)
     os.dup2(2, 1)
     for package in options.allow_import:
@@ -62,6 +61,7 @@ def main() -> None:
     numpy.random.seed(0)
     with contextlib.suppress(BrokenPipeError):  # the coordinator is gone: finished runs are on disk
         serve(partial(do, options.device), jobs=0, answers=answers)
+    os._exit(0)  # at once: to take torch apart costs a second
 
 
 def do(device: str, job: Job, say: Say) -> tuple[str, dict[str, Any]]:
@@ -133,7 +133,3 @@ def _keep_traceback(job: Job) -> None:
 
 HANDLERS: Mapping[str, Handler] = {"train": _train, "check": _check}
 """Kind of job -> who does it."""
-
-
-if __name__ == "__main__":
-    main()
