@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and how any other is told in one line."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -41,3 +41,20 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     """`; did you mean 'attention'?` when `word` is close to a known name, else the known names."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+LONGEST = 300
+"""Characters of another library's message that are kept."""
+
+
+def one_line(error: BaseException) -> str:
+    """Any exception in one bounded line, whatever it does when it is asked for its message."""
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":  # torch's own, of a GPU
+        name = "out of memory"
+    try:
+        said = str(error)[: 10 * LONGEST].strip().splitlines()[:1]
+    except BaseException as another:
+        said = [f"its message cannot be read ({type(another).__name__})"]
+    line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in ": ".join([name, *said]))
+    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."

@@ -3,6 +3,7 @@
 SOURCE = '''
 import os, signal
 from pathlib import Path
+import torch
 from torch import nn
 from doge_lab.block import BlockConfig, StateBlock
 
@@ -68,12 +69,36 @@ class DiesOnce(Plain):
         return super().forward(x)
 
 
+class Interrupts(Plain):
+    """Raises what ctrl-C raises."""
+
+    def forward(self, x):
+        if trained(x):
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
 class Dies(Plain):
     """Is killed every time it is trained."""
 
     def forward(self, x):
         if trained(x):
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+class Does(Plain):
+    """Executes an option the first time it is trained, and leaves a mark."""
+
+    class Config(BlockConfig):
+        where: str = "/nowhere"
+        deed: str = ""
+
+    def forward(self, x):
+        mark = Path(self.config.where)
+        if trained(x) and not mark.exists():
+            mark.touch()
+            exec(self.config.deed, {"torch": torch, "os": os, "signal": signal})
         return super().forward(x)
 
 

@@ -233,7 +233,9 @@ def test_schema_accepts_what_we_ship_and_names_every_block(capsys, request):
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys; from doge_lab.cli import build_parser; build_parser(); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from doge_lab.cli.program import build_parser; build_parser(); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     times = []
     for _ in range(3):

@@ -234,7 +234,7 @@ def test_a_known_fault_needs_to_be_allowed(tmp_path, in_process):
 def test_what_passed_is_not_checked_again_until_its_source_changes(tmp_path, in_process, strange, monkeypatch):
     monkeypatch.setenv("DOGE_LAB_CACHE", str(tmp_path / "cache"))
     examined = []
-    monkeypatch.setattr("doge_lab.search.worker.examine", lambda suspect: examined.append(suspect.type) or [])
+    monkeypatch.setattr("doge_lab.search.worker.examine", lambda suspect, **_: examined.append(suspect.type) or [])
     written = tiny(state=[strange("Plain")], trials=1, confirm_seeds=0)
     search(written, tmp_path / "first")
     search(written, tmp_path / "second")

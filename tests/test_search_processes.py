@@ -9,13 +9,14 @@ from functools import partial
 import pytest
 from tiny_search import TINY, InProcess, search, tiny
 
+from doge_lab import config
 from doge_lab.errors import UserError
 from doge_lab.run import read_record
-from doge_lab.search import coordinator
+from doge_lab.search import asking, coordinator
 from doge_lab.search.config import load_space, parse_space
 from doge_lab.search.coordinator import Coordinator
 from doge_lab.search.front import dominates
-from doge_lab.search.pool import Pool
+from doge_lab.search.pool import DONE, FAILED, Pool
 from doge_lab.search.study import read_results
 
 
@@ -38,23 +39,75 @@ def test_a_whole_search_with_two_workers(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "state", "kills"), [("DiesOnce", "complete", 1), ("Dies", "failed", 3), ("Prints", "complete", 0)]
-)
-def test_a_worker_that_dies_is_replaced_and_its_trial_asked_again(tmp_path, strange, monkeypatch, name, state, kills):
-    pools = []
-    monkeypatch.setattr(coordinator, "Pool", lambda *words: pools.append(Pool(*words)) or pools[-1])
-    written = tiny(state=[strange(name, where=str(tmp_path / "mark"))], trials=1, confirm_seeds=0)
-    search = Coordinator(parse_space(written, "test"), tmp_path / "out", ["cpu"], allow_import=["strange"])
-    (trial,) = search.run().trials
-    assert trial.state == state
-    assert pools[0].deaths == kills
-    if state == "failed":
-        assert trial.reason == "the worker process ended with code -9"
+def test_a_trial_that_ends_its_process_fails_alone_and_says_how(tmp_path, strange):
+    reasons = {
+        "Dies": "its process was killed (signal 9), perhaps out of memory, and so again when it was repeated",
+        "DiesOnce": "",
+        "Prints": "",
+        "Interrupts": "KeyboardInterrupt",
+        "Raises": "RuntimeError: a block's own trouble",
+    }
+    names = {strange(name)["type"]: reason for name, reason in reasons.items()}
+    blocks = [strange(name, where=str(tmp_path / "mark")) for name in reasons]
+    written = tiny(state=blocks, trials=6, confirm_seeds=0)
+    search = Coordinator(parse_space(written, "test"), tmp_path / "out", ["cpu"], seed=0, allow_import=["strange"])
+    trials = search.run().trials
+    types = [trial.config["model"]["layers"][0]["state"]["type"] for trial in trials]
+    assert set(types) == set(names)
+    assert [trial.reason or "" for trial in trials] == [names[name] for name in types]
+    assert [trial.state for trial in trials] == ["failed" if names[name] else "complete" for name in types]
+
+
+DEEDS = """
+torch.set_default_dtype(torch.float64)
+torch.set_grad_enabled(False)
+torch.set_autocast_dtype('cpu', torch.bfloat16); torch.set_autocast_enabled('cpu', True)
+torch.nn.functional.cross_entropy = lambda a, b, **_: a.square().mean()
+torch.nn.modules.module.register_module_forward_hook(lambda module, given, y: y * 1.01 if hasattr(y, 'mul') else None)
+os.chdir('/')
+torch.set_num_threads(7)
+import json; json.dumps = lambda *words, **more: '{}'
+signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGINT, signal.SIG_IGN)
+import doge_lab.train; doge_lab.train.CURVE_POINTS = 3; doge_lab.train.lr_at = lambda step, config: 1.0
+torch.manual_seed = lambda seed: torch.default_generator; import numpy; numpy.random.default_rng = None
+torch.nn.init.normal_ = lambda t, *words, **more: t
+torch.set_flush_denormal(True); torch.use_deterministic_algorithms(True)
+import sys; sys.modules['blocks.state.mlp'] = None
+"""
+
+
+@pytest.mark.slow
+def test_a_good_candidate_is_bitwise_the_same_after_bad_neighbours(tmp_path, strange):
+    deeds = DEEDS.strip().splitlines()
+    space = {name: part for name, part in tiny().items() if name != "search"}
+
+    def job(number, folder, state):
+        space["model"]["layers"] = [{"sequence": {"type": "attention", "n_heads": 2}, "state": state}]
+        run = config.parse(space).resolved().dump()
+        return {"job": number, "kind": "train", "run": run, "folder": str(tmp_path / folder), "scored_on": "validation"}
+
+    good = {"type": "mlp"}
+    bad = [strange("Does", where=str(tmp_path / f"did-{n}"), deed=deed) for n, deed in enumerate(deeds)]
+    jobs = [job(number, str(number), state) for number, state in enumerate([good, *bad, good])]
+    ends = {}
+    with Pool(["cpu"], allow_import=["strange"]) as pool:
+        while jobs or pool.running:
+            if jobs and pool.idle:
+                pool.submit(jobs.pop(0))
+            event, done, content = pool.wait()
+            if event in (DONE, FAILED):
+                ends[done["job"]] = event, content.get("metrics", content.get("reason"))
+    assert all((tmp_path / f"did-{n}").exists() for n in range(len(deeds)))
+    assert ends[0][0] == DONE
+    assert ends[0] == ends[len(deeds) + 1]
+    assert sum(end != ends[0] for end in ends.values()) == len(deeds)
+
+
+SHORT = ["--set", "search.confirm_seeds=1"]
 
 
 def command(out, *words):
-    return [sys.executable, "-m", "doge_lab", "search", str(TINY), "--out", str(out), "--workers", "1", *words]
+    return [sys.executable, "-m", "doge_lab", "search", str(TINY), "--out", str(out), "--workers", "1", *SHORT, *words]
 
 
 def wait_for_trials(process, out, count):
@@ -64,32 +117,40 @@ def wait_for_trials(process, out, count):
             done = [trial for trial in read_results(out).trials if trial.state == "complete"]
             if len(done) >= count:
                 return done
-        time.sleep(0.02)
+        time.sleep(0.25)
     raise AssertionError(f"the search ended by itself: {process.stderr.read()}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_search_that_is_ended_keeps_its_trials_and_goes_on(tmp_path, how):
-    out = tmp_path / "out"
+def ended_by(how, out, count, *words):
+    """The trials done when a search was ended, after `count`, and what it wrote to standard error."""
     # A shell's background jobs ignore ctrl-C, and so would what they start: these tests may be one.
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command(out, "--trials", "200"), stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    words = command(out, "--trials", "200", *words)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     try:
-        before = wait_for_trials(process, out, 2)
+        done = wait_for_trials(process, out, count)
     finally:
         process.send_signal(how)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+    return done, errors
+
+
+@pytest.mark.slow
+def test_a_search_that_is_ended_keeps_its_trials_and_goes_on(tmp_path):
+    before, _ = ended_by(signal.SIGKILL, tmp_path, 2)
+    assert not (tmp_path / "report.html").exists()
+    more, errors = ended_by(signal.SIGINT, tmp_path, len(before) + 1, "--resume")
+    assert errors.endswith("doge-lab: interrupted: what is finished is kept; --resume continues\n")
     assert "Traceback" not in errors
-    assert (out / "report.html").exists() == (how == signal.SIGINT)
-    kept = len([trial for trial in read_results(out).trials if trial.state == "complete"])
-    subprocess.run(command(out, "--trials", str(kept + 2), "--resume"), check=True, timeout=300)
-    after = read_results(out).trials
-    assert [trial.values for trial in after[: len(before)]] == [trial.values for trial in before]
-    assert sum(trial.state == "complete" for trial in after) == kept + 2
+    assert (tmp_path / "report.html").exists()
+    kept = len([trial for trial in read_results(tmp_path).trials if trial.state == "complete"])
+    subprocess.run(command(tmp_path, "--trials", str(kept + 1), "--resume"), check=True, timeout=300)
+    after = read_results(tmp_path).trials
+    for earlier in (before, more):
+        assert [trial.values for trial in after[: len(earlier)]] == [trial.values for trial in earlier]
+    assert sum(trial.state == "complete" for trial in after) == kept + 1
     assert not any(trial.state == "running" for trial in after)
-    assert (out / "report.html").exists()
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, in_process, monkeypatch):
@@ -100,3 +161,13 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, in_process, monkeyp
     monkeypatch.setattr(coordinator, "Pool", InProcess)
     results = search(tiny(trials=2, confirm_seeds=0), tmp_path, resume=True)
     assert [trial.state for trial in results.trials] == ["complete"] * 2
+
+
+def test_a_trial_that_was_never_screened_is_screened_on_resume_under_its_own_number(tmp_path, in_process, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(asking, "screen", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            search(tiny(trials=2, confirm_seeds=0), tmp_path)
+    assert [trial.state for trial in read_results(tmp_path).trials] == ["running"]
+    results = search(tiny(trials=2, confirm_seeds=0), tmp_path, resume=True)
+    assert [(trial.number, trial.state) for trial in results.trials] == [(0, "complete"), (1, "complete")]

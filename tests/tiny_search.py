@@ -8,7 +8,7 @@ import yaml
 from doge_lab.search.config import parse_space
 from doge_lab.search.coordinator import Coordinator
 from doge_lab.search.pool import DONE, FAILED
-from doge_lab.search.worker import _work
+from doge_lab.search.worker import do
 
 TINY = Path(__file__).parent.parent / "search_spaces" / "tiny.yaml"
 
@@ -16,7 +16,7 @@ TINY = Path(__file__).parent.parent / "search_spaces" / "tiny.yaml"
 class InProcess:
     """Stands in for the pool of worker processes where a test is about something else."""
 
-    def __init__(self, devices, allow_import=()):
+    def __init__(self, devices, allow_import=(), job_timeout=None):
         self.jobs, self.answers = [], []
 
     def __enter__(self):
@@ -33,19 +33,19 @@ class InProcess:
 
     def wait(self):
         if not self.answers:
-            _work(json.loads(json.dumps(self.jobs[-1])), "cpu", answers_to(self.answers))
-        answer, job = self.answers.pop(0), self.jobs[-1]
-        if answer["event"] in (DONE, FAILED):
+            event, facts = do("cpu", through_json(self.jobs[-1]), self.say)
+            self.say(event, **facts)
+        (event, content), job = self.answers.pop(0), self.jobs[-1]
+        if event in (DONE, FAILED):
             self.jobs.pop()
-        return answer["event"], job, answer
+        return event, job, content
+
+    def say(self, event, **facts):
+        self.answers.append((event, {"event": event, **through_json(facts)}))
 
 
-def answers_to(answers):
-    class Stream:
-        write = staticmethod(lambda line: answers.append(json.loads(line)))
-        flush = staticmethod(lambda: None)
-
-    return Stream
+def through_json(content):
+    return json.loads(json.dumps(content))
 
 
 def tiny(state=("mlp", "none"), **search):

@@ -1,60 +1,20 @@
 """The command `doge-lab`. One file per command; each imports what it needs when it runs, so that --help is quick."""
 
-import argparse
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from doge_lab.cli import (
-    blocks,
-    challenge,
-    check,
-    compare,
-    describe,
-    report,
-    rerun,
-    scale,
-    schema,
-    score,
-    search,
-    tasks,
-    train,
-)
-from doge_lab.errors import UserError
-
-COMMANDS = (blocks, tasks, describe, check, train, score, rerun, search, compare, scale, challenge, report, schema)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="doge-lab",
-        description="How few bytes of cache can a language model keep while knowing as many facts?",
-        epilog="Start with: doge-lab search search_spaces/cache_vs_knowledge.yaml",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for command in COMMANDS:
-        command.add(commands)
-    return parser
+from doge_lab import signals
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0 done, 1 a check failed, 2 unusable input, 130 interrupted."""
-    options = build_parser().parse_args(words)
+    """Run a command; returns its exit code: 0 done, 1 a check failed, 2 unusable input, 128 + n after signal n.
+
+    Without `words` it is the program itself, and hears the signals before anything else is imported.
+    """
+    if words is None:
+        signals.take_over()
     try:
-        return int(options.run(options))
-    except UserError as error:
-        print(f"doge-lab: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except MemoryError as error:
-        print(f"doge-lab: not enough memory: {error}; make tables, sequences or batches smaller", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("doge-lab: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 0  # the reader of our output has seen enough
+        from doge_lab.cli.program import run
+
+        return run(words)
+    finally:
+        signals.end_if_stopped()

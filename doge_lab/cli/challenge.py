@@ -59,9 +59,9 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or Path("results") / newcomer.folder
     rivals = _rivals(newcomer, arm, frame, options.rivals)
     experiment = frame.experiment({newcomer.name: newcomer.written, **dict(zip(rivals, rivals, strict=True))})
-    result, interrupted = train(experiment, out, options)
-    if interrupted:
-        return 130
+    result, code = train(experiment, out, options)
+    if code:
+        return code
     stored = frame.stored()
     facts = {
         "block": newcomer.written,

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     candidates = read_source(options)
     folder = candidates.directory
     out = options.out or (folder / "compare" if folder else Path("results") / candidates.name)
-    result, interrupted = train(candidates.experiment(), out, options)
+    result, code = train(candidates.experiment(), out, options)
     if options.json:
         print_json({"result": str(out / RESULT), **result})
     else:
@@ -31,4 +31,4 @@ def run(options: argparse.Namespace) -> int:
         for line in doubts(result):
             console.print(line, markup=False, soft_wrap=True)
         console.print(f"Result: {out / RESULT}", highlight=False, soft_wrap=True)
-    return 130 if interrupted else 0
+    return code

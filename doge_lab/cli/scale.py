@@ -40,9 +40,9 @@ def run(options: argparse.Namespace) -> int:
         experiment = experiment_of(candidates, factors)
     folder = candidates.directory
     out = options.out or (folder / "scale" if folder else Path("results") / str(experiment.name))
-    result, interrupted = train(experiment, out, options)
-    if interrupted:
-        return 130  # half an order predicts nothing
+    result, code = train(experiment, out, options)
+    if code:
+        return code  # half an order predicts nothing
     facts = {"source": str(options.source), **facts_of(result, list(candidates.runs), factors)}
     path = (folder or out) / SCALE
     with writing_to(path.parent):

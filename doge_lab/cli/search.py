@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from doge_lab import signals
 from doge_lab.cli.options import add_file, add_json, consent, devices, print_json, wide_console
+from doge_lab.cli.training import add_job_timeout
 from doge_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--skip-failing", action="store_true", help="leave out blocks that fail the contract instead of stopping"
     )
+    add_job_timeout(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -53,14 +56,16 @@ def run(options: argparse.Namespace) -> int:
         resume=options.resume,
         allow_import=options.allow_import,
         skip_failing=options.skip_failing,
+        job_timeout=options.job_timeout,
     )
     try:
         _watched(search, quiet=options.json)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if search.phase == "check":
             raise
-        _finish(search, options, "Interrupted: what is finished is kept; --resume continues.")
-        return 130
+        signals.tell(stopped, "what is finished is kept; --resume continues")
+        _finish(search, options)
+        return signals.exit_code(stopped)
     with writing_to(out):
         return _finish(search, options)
 
@@ -91,7 +96,7 @@ def _watched(search: "Coordinator", *, quiet: bool) -> None:
         search.run()
 
 
-def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") -> int:
+def _finish(search: "Coordinator", options: argparse.Namespace) -> int:
     """Write the report and say what was found. The exit code: 1 when no trial was completed."""
     from doge_lab.report import write_report
     from doge_lab.report.pairs import warnings
@@ -121,7 +126,7 @@ def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") 
         console.print("No trial was completed, so there is no front.")
     ended = f"The search ended early: {results.ended_early}." if results.ended_early else ""
     failed = [f"{count} trials failed: {reason}" for reason, count in results.failures.items()]
-    for line in filter(None, (*warnings(results), *failed, note, ended)):
+    for line in filter(None, (*warnings(results), *failed, ended)):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"Report: {written['report.html']}", highlight=False, soft_wrap=True)
     return int(not results.candidates)

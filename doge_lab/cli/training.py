@@ -2,11 +2,11 @@
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from doge_lab import signals
 from doge_lab.cli.options import add_json, add_overrides, consent, devices, facts_alone
 from doge_lab.errors import UserError
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from doge_lab.experiment.config import Experiment
     from doge_lab.experiment.runner import Runner
 
-INTERRUPTED = "Interrupted: what is finished is kept; the same command continues."
+CONTINUES = "what is finished is kept; the same command continues"
 
 
 def add_source(parser: argparse.ArgumentParser, most: int) -> None:
@@ -43,24 +43,50 @@ def add_training(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--workers", type=int, help="processes that train (default: a core or a GPU each)")
     parser.add_argument("--out", type=Path, help=f"folder of its runs and results (default: {out})")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda (all GPUs), cuda:1 ...")
+    add_job_timeout(parser)
     add_json(parser)
 
 
-def train(experiment: "Experiment", out: Path, options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """The result, which also lies in `out`, and whether ctrl-C ended it. Raises `UserError` for a full disk."""
+def add_job_timeout(parser: argparse.ArgumentParser) -> None:
+    """The option `--job-timeout`."""
+    parser.add_argument(
+        "--job-timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="end a job that reports nothing for so long (default: 20 times the longest silence of others like it, at "
+        "least 60; 300 for the first)",
+    )
+
+
+def _seconds(word: str) -> float:
+    try:
+        seconds = float(word)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, not {word[:50]!r}")
+    return seconds
+
+
+def train(experiment: "Experiment", out: Path, options: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """The result, which also lies in `out`, and 0, or the exit code when a signal ended it.
+
+    Raises `UserError` for a full disk.
+    """
     from doge_lab.experiment.result import result_of, write_result
     from doge_lab.experiment.runner import Runner
 
-    interrupted = False
+    code = 0
     with facts_alone(), writing_to(out):
-        runner = Runner(experiment, out, devices(options.device, options.workers), allow_import=options.allow_import)
+        workers = devices(options.device, options.workers)
+        runner = Runner(experiment, out, workers, options.allow_import, options.job_timeout)
         try:
             _watched(runner, quiet=options.json)
-        except KeyboardInterrupt:
-            interrupted = True
-            print(INTERRUPTED, file=sys.stderr)
+        except KeyboardInterrupt as stopped:
+            code = signals.exit_code(stopped)
+            signals.tell(stopped, CONTINUES)
         write_result(experiment, runner.cells, out)
-        return result_of(experiment, runner.cells), interrupted
+        return result_of(experiment, runner.cells), code
 
 
 @contextlib.contextmanager

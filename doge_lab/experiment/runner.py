@@ -22,6 +22,7 @@ class Runner:
     directory: Path
     devices: Sequence[str]
     allow_import: Sequence[str] = ()
+    job_timeout: float | None = None
     on_change: Callable[["Runner"], None] = lambda runner: None
     notes: dict[int, str] = field(default_factory=dict)
     """Job number -> how far it is, for the live view."""
@@ -39,7 +40,8 @@ class Runner:
 
     def run(self) -> list[Cell]:
         """Tune and score every cell. Raises `UserError` when another process is at work in the folder."""
-        with only_one(self.directory, "experiment"), Pool(self.devices, self.allow_import) as pool:
+        pool = Pool(self.devices, self.allow_import, self.job_timeout)
+        with only_one(self.directory, "experiment"), pool:
             self._work(pool)
         return self.cells
 
@@ -63,7 +65,8 @@ class Runner:
 
     def _message(self, number: int, job: Job) -> dict[str, Any]:
         folder = str(self.directory / RUNS)
-        return {"job": number, "run": job.run.dump(), "folder": folder, "scored_on": job.scored_on}
+        said = {"job": number, "kind": "train", "run": job.run.dump(), "folder": folder, "scored_on": job.scored_on}
+        return {**said, "siblings": job.cell.arm.name}  # arms may be of very different sizes
 
     def _note(self, job: Job, content: Mapping[str, Any], event: str) -> list[Job]:
         """Keep an outcome; what it makes possible to train next."""

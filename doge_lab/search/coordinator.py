@@ -39,6 +39,8 @@ class Coordinator:
     resume: bool = False
     allow_import: Sequence[str] = ()
     skip_failing: bool = False
+    job_timeout: float | None = None
+    """Seconds that a worker may be silent; None for as long as the others suggest."""
     on_change: OnChange = lambda search: None
     notes: dict[int, str] = field(default_factory=dict)
     """Job number -> how far it is, for the live view."""
@@ -48,7 +50,7 @@ class Coordinator:
         """Search, confirm the front, and return what a report needs. Raises `UserError` when nothing can be trained."""
         refuse_mixing(self.directory, resume=self.resume)
         self.vetting = Vetting(self.space, skip_failing=self.skip_failing)
-        with writing_to(self.directory), Pool(self.devices, self.allow_import) as pool:
+        with writing_to(self.directory), Pool(self.devices, self.allow_import, self.job_timeout) as pool:
             self._work_through(pool, self.vetting.jobs(), self.vetting.keep)
             with only_one(self.directory, "search"):
                 refuse_mixing(self.directory, resume=self.resume)  # another may have begun, and ended, meanwhile

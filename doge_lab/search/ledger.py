@@ -78,4 +78,5 @@ class Ledger:
 
     def job(self, number: int, run: Mapping[str, Any], scored_on: str) -> dict[str, Any]:
         """A job for a worker: train `run` below this search's folder."""
-        return {"job": number, "run": run, "folder": str(self.directory / RUNS), "scored_on": scored_on}
+        folder = str(self.directory / RUNS)
+        return {"job": number, "kind": "train", "run": run, "folder": folder, "scored_on": scored_on}

@@ -1,128 +1,192 @@
-"""Worker processes and the pipes to them. A worker that dies is replaced and its job asked again, at most twice."""
+"""Worker processes that do jobs, whoever of them dies, hangs or is killed.
+
+A job whose process dies is asked again once: the same death twice is the job's own. A worker that dies is replaced;
+only when several die one after the other before they are ready is something wrong with all of them. A job that is
+silent for much longer than its like is killed and has failed.
+"""
 
 import contextlib
-import json
-import os
 import queue
-import subprocess
-import sys
-import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from typing import Any, Self
 
 from doge_lab.errors import UserError
+from doge_lab.search.process import Events, Worker
+from doge_lab.search.protocol import ALIVE, DIED, DONE, EXAMINED, FAILED, LAST, LOST, READY, REPORT, STARTED, Job
+from doge_lab.signals import Stopped, on_stop
 
-READY, REPORT, EXAMINED, DONE, FAILED, DIED = "ready", "report", "examined", "done", "failed", "died"
-ATTEMPTS = 3
-"""After so many workers died of a job it has failed."""
+__all__ = ["DIED", "DONE", "EXAMINED", "FAILED", "READY", "REPORT", "Pool"]
 
+MOST_DEATHS, MOST_LOSSES = 2, 5
+"""Deaths of a job's process, and of workers that had it, after which it has failed."""
+MOST_STARTS = 5
+"""Workers in a row that end before they are ready, after which none will be."""
+UNKNOWN, LEAST, TIMES = 300.0, 30.0, 20
+"""Seconds that a job may be silent: while none of its siblings is done; at least; times their longest silence."""
+PROMPT = 10.0
+"""Seconds in which a worker tells that its job was killed."""
+LOOK = 0.5
+"""Seconds between two looks at who is silent."""
 
-class _Worker:
-    """One process, and a thread that puts what it says into `events`."""
-
-    def __init__(self, device: str, allow_import: Sequence[str], events: queue.Queue[tuple["_Worker", dict[str, Any]]]):
-        consent = [word for package in allow_import for word in ("--allow-import", package)]
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {}
-        self.device = device
-        self.ready = False
-        self.job: Mapping[str, Any] = {}
-        self.attempt = 0
-        self._events = events
-        # -P: a file called like one of ours in the current folder must not hide it.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "doge_lab.search.worker", "--device", device, *consent],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def send(self, job: Mapping[str, Any], attempt: int) -> None:
-        assert self._process.stdin is not None
-        self.job, self.attempt = job, attempt
-        with contextlib.suppress(OSError):  # a dead worker is reported by its reader, with this job
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
-
-    def end(self) -> None:
-        """Kill it: a half-trained job is worth nothing without its coordinator, and finished runs are on disk."""
-        self._process.kill()
-        self._reader.join()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        assert self._process.stdin is not None
-        for line in self._process.stdout:
-            self._events.put((self, json.loads(line)))
-        code = self._process.wait()
-        self._process.stdout.close()
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        self._events.put((self, {"event": DIED, "reason": f"the worker process ended with code {code}"}))
+Event = tuple[str, Job, dict[str, Any]]
+"""Its name, the job it belongs to, and its content."""
 
 
 class Pool:
-    """`devices[i]` is the device of worker i. Use it as a context: on leaving, every worker is ended.
+    """`devices[i]` is the device of worker i. Use it as a context: on leaving, every process is ended.
 
-    deaths: workers that died with a job.
+    job_timeout: seconds that a job may be silent, None for as long as its siblings suggest. deaths: of jobs' processes
+    and of workers that had a job.
     """
 
-    def __init__(self, devices: Sequence[str], allow_import: Sequence[str] = ()) -> None:
-        self._devices, self._allow_import = devices, allow_import
-        self._events: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
-        self._workers: list[_Worker] = []
+    def __init__(
+        self, devices: Sequence[str], allow_import: Sequence[str] = (), job_timeout: float | None = None
+    ) -> None:
+        self._devices, self._allow_import, self._job_timeout = devices, allow_import, job_timeout
+        self._events: Events = queue.Queue()
+        self._workers: list[Worker] = []
+        self._longest: dict[str, float] = {}
+        self._not_started = 0
+        self._looked = time.monotonic()
+        self._stopped = 0
+        self._open = contextlib.ExitStack()
         self.deaths = 0
 
     def __enter__(self) -> Self:
-        self._workers = [self._start(device) for device in self._devices]
+        self._open.enter_context(on_stop(self._stop))
+        self._open.callback(self._end)
+        try:
+            for device in self._devices:
+                self._workers.append(self._start(device))
+        except BaseException:
+            self._open.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
-            worker.end()
+        self._open.close()
 
     @property
     def idle(self) -> bool:
         return any(not worker.job for worker in self._workers)
 
     @property
-    def running(self) -> list[Mapping[str, Any]]:
+    def running(self) -> list[Job]:
         return [worker.job for worker in self._workers if worker.job]
 
-    def submit(self, job: Mapping[str, Any]) -> None:
+    def submit(self, job: Job) -> None:
         """Give `job` to an idle worker."""
-        next(worker for worker in self._workers if not worker.job).send(job, 1)
+        next(worker for worker in self._workers if not worker.job).send(job)
 
-    def wait(self) -> tuple[str, Mapping[str, Any], dict[str, Any]]:
-        """The next event: its name, the job it belongs to (empty for `ready`), and its content.
+    def wait(self) -> Event:
+        """The next event; the job is empty for `ready`.
 
         After `died` the job is being asked again; what it said before counts for nothing.
-        Raises `UserError` when a worker ends before it is ready: the next one would end as well.
+        Raises `UserError` when no worker starts, and `Stopped` when the program is asked to end.
         """
-        worker, content = self._events.get()
+        while True:
+            worker, content = self._next()
+            if self._stopped:
+                raise Stopped(self._stopped)
+            if worker is not None:
+                worker.heard()
+                if event := self._taken(worker, content):
+                    return event
+            self._end_silent()
+
+    def _next(self) -> tuple[Worker | None, dict[str, Any]]:
+        """What was said, if anything was for a moment; silence is counted."""
+        try:
+            return self._events.get(timeout=LOOK)
+        except queue.Empty:
+            return None, {}
+        finally:
+            now = time.monotonic()
+            passed, self._looked = min(now - self._looked, 2 * LOOK), now  # not while this process was stopped
+            for worker in self._workers:
+                worker.silent += passed if worker.expected else 0.0
+
+    def _taken(self, worker: Worker, content: dict[str, Any]) -> Event | None:
+        """Note what a worker said; what there is to tell of it."""
         event, job = content["event"], worker.job
+        if event == LOST:
+            return self._replace(worker, content["reason"])
+        if event == DIED:
+            return self._died(worker, content["reason"])
         if event == READY:
-            worker.ready = True
-        elif event == DIED:
-            if not worker.ready:
-                raise UserError(f"{content['reason']} before it was ready; its own message is above", "worker")
-            event = self._replace(worker)
-        if event in (DONE, FAILED):
+            worker.ready, self._not_started = True, 0
+        if event == STARTED:
+            worker.longest = 0.0  # not what it waited for its worker
+        if event == DONE:
+            like = _siblings(job)
+            self._longest[like] = max(self._longest.get(like, 0.0), worker.longest)
+        if event in LAST:
             worker.job = {}
-        return event, job, content
+        return None if event in (STARTED, ALIVE) else (event, job, content)
 
-    def _replace(self, dead: _Worker) -> str:
-        """Start another worker in its place; the event that this is for its job."""
+    def _died(self, worker: Worker, reason: str) -> Event:
+        self.deaths += 1
+        job, deaths = worker.job, worker.deaths + 1
+        if worker.hung or deaths == MOST_DEATHS:
+            worker.job = {}
+            return FAILED, job, {"reason": worker.hung or f"its process {reason}, and so again when it was repeated"}
+        worker.send(job, deaths=deaths, losses=worker.losses)
+        return DIED, job, {"reason": reason}
+
+    def _replace(self, dead: Worker, reason: str) -> Event | None:
+        """Start another worker in its place; what becomes of its job."""
+        dead.end()
+        self._not_started += not dead.ready
+        if self._not_started == MOST_STARTS:
+            said = f"{MOST_STARTS} worker processes in a row ended before they were ready; the last {reason}"
+            raise UserError(f"{said}; what it said itself is above")
         self._workers[self._workers.index(dead)] = worker = self._start(dead.device)
-        self.deaths += bool(dead.job)
-        if dead.attempt >= ATTEMPTS:
-            return FAILED
-        if dead.job:
-            worker.send(dead.job, dead.attempt + 1)
-        return DIED
+        if not dead.job:
+            return None
+        self.deaths += dead.ready
+        losses = dead.losses + dead.ready
+        if dead.hung or losses == MOST_LOSSES:
+            return FAILED, dead.job, {"reason": dead.hung or f"{losses} workers ended that had it; the last {reason}"}
+        worker.send(dead.job, deaths=dead.deaths, losses=losses)
+        return DIED, dead.job, {"reason": reason}
 
-    def _start(self, device: str) -> _Worker:
-        return _Worker(device, self._allow_import, self._events)
+    def _end_silent(self) -> None:
+        for worker in self._workers:
+            limit = self._limit(worker)
+            if not worker.expected or worker.silent <= limit:
+                continue
+            if worker.hung:
+                worker.kill()  # it could not even tell that its job is dead
+            elif worker.ready:
+                worker.hung = (
+                    f"nothing was heard of it for {round(limit, 1):g} s, so it was ended; --job-timeout allows more"
+                )
+            worker.end_job()
+            worker.silent = limit - PROMPT
+
+    def _limit(self, worker: Worker) -> float:
+        if not worker.ready:
+            return UNKNOWN
+        if self._job_timeout is not None:
+            return self._job_timeout
+        longest = self._longest.get(_siblings(worker.job))
+        return UNKNOWN if longest is None else max(LEAST, TIMES * longest)
+
+    def _start(self, device: str) -> Worker:
+        return Worker(device, self._allow_import, self._events)
+
+    def _stop(self, number: int) -> None:
+        """From another thread: whoever waits hears of it, and nobody works on meanwhile."""
+        self._stopped = number
+        for worker in list(self._workers):
+            worker.kill()
+        self._events.put((None, {}))
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            worker.end()
+
+
+def _siblings(job: Job) -> str:
+    return str(job.get("siblings", job.get("kind")))

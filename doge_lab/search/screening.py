@@ -6,7 +6,7 @@ from typing import Any
 from doge_lab import config
 from doge_lab.config import RunConfig
 from doge_lab.cost import Cost
-from doge_lab.errors import UserError
+from doge_lab.errors import UserError, one_line
 from doge_lab.search.config import Space
 from doge_lab.search.vetting import Vetting
 
@@ -32,6 +32,10 @@ def screen(space: Space, drawn: Mapping[str, Any], vetting: Vetting) -> tuple[Ru
         cost = run.cost()
     except UserError as error:
         raise Rejected(str(error), {"match": 1.0}) from None
+    except Rejected:
+        raise
+    except (Exception, SystemExit) as error:  # a block may raise anything when it is built
+        raise Rejected(f"cannot be built: {one_line(error)}", {"match": 1.0}) from None
     try:
         vetting.unexamined(run.dump())
     except UserError as error:

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Vetting:
         for index, suspect in enumerate(self.suspects):
             results = remembered(suspect)
             if results is None:
-                yield {"job": -1 - index, "suspect": asdict(suspect)}
+                yield {"job": -1 - index, "kind": "check", "suspect": asdict(suspect)}
             else:
                 self._judge(suspect, results)
 
@@ -144,12 +144,15 @@ def _admissible(suspect: Suspect) -> bool:
     return True
 
 
-def examine(suspect: Suspect) -> list[dict[str, Any]]:
-    """Run the quick checks; returns those not simply passed, as `name`, `status`, `message`."""
+def examine(suspect: Suspect, on_result: Callable[[object], None] | None = None) -> list[dict[str, Any]]:
+    """Run the quick checks; returns those not simply passed, as `name`, `status`, `message`.
+
+    `on_result` is called after each check.
+    """
     from doge_lab.testing import run_checks  # the slow import is the workers' to pay
 
     block = registry.get(suspect.kind, suspect.type)
-    results = run_checks(block, json.loads(suspect.options), d_model=suspect.d_model)
+    results = run_checks(block, json.loads(suspect.options), d_model=suspect.d_model, on_result=on_result)
     return [
         {"name": result.name, "status": result.status, "message": result.message}
         for result in results

@@ -1,114 +1,135 @@
-"""A long-lived worker process: reads jobs from standard input, a line of JSON each, and answers the same way.
+"""The program of a worker process: it serves jobs, each in a process of its own (`fork_server`).
 
-    job     {"job": 7, "run": {...}, "folder": "...", "scored_on": "validation"}      or {"job": -1, "suspect": {...}}
-    answer  {"event": "report", "job": 7, "task": "recall", "step": 120, "steps": 300}
-            {"event": "done", "job": 7, "metrics": {...}, "seconds": 8.1, "cpu_seconds": 8.0}
-            {"event": "done", "job": -1, "results": [...]}                             of the checks
-            {"event": "failed", "job": 7, "reason": "..."}
-            {"event": "examined", "job": 7, "suspect": {...}, "results": [...]}
-
-A job that trains may name `suspects`: they are examined first, and one that fails fails the job.
-
-Text only: nothing is pickled. The worker ends when its input does, so it never outlives the coordinator. What a
-block prints goes to standard error.
+A kind of job is a function in `HANDLERS`: it gets the job, the device and `say` (`protocol`), returns what belongs to
+its answer `done`, and raises to fail. It says something now and then, `alive` if there is nothing else: a job that is
+silent for long is taken to hang. Whatever a block raises, SystemExit included, fails the job and nothing else.
 """
 
 import argparse
 import contextlib
-import json
+import importlib
 import os
-import signal
-import sys
+import random
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn
 
+import numpy
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from doge_lab import config, registry
+from doge_lab import config, registry, tasks
+from doge_lab.errors import one_line
 from doge_lab.objective import evaluate
+from doge_lab.search.fork_server import serve
+from doge_lab.search.protocol import ALIVE, DONE, EXAMINED, FAILED, REPORT, Job, Say
 from doge_lab.search.vetting import Suspect, examine, verdict
 from doge_lab.train import Diverged, StepReport
 
+PRELOADED = ("doge_lab.testing", "torch._dynamo", *(f"{tasks.__name__}.{name}" for name in tasks.names()))
+"""What nearly every job imports, imported once; never a block."""
+BEAT = 0.5
+"""Seconds between two words that a job is alive, at least."""
+TRACEBACK = 100_000
+"""Characters of a traceback that are kept."""
 
-def main() -> None:
-    """Entry point of `python -m doge_lab.search.worker`."""
+Handler = Callable[[Job, str, Say], dict[str, Any]]
+
+
+class _Refused(Exception):
+    """The job fails for a reason that is told as it is."""
+
+
+def main(words: Sequence[str]) -> NoReturn:
+    """Serve until standard input ends: jobs come through it, answers go to standard output."""
     parser = argparse.ArgumentParser(description="Trains the candidates of a search; started by doge-lab search.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--allow-import", action="append", default=[])
-    options = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the coordinator's to handle
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    options = parser.parse_args(words)
+    answers = os.dup(1)
+    os.dup2(2, 1)
     for package in options.allow_import:
         registry.allow_import(package)
     if options.device == "cpu":
         torch.set_num_threads(1)
-    _answer(answers, event="ready")
-    for line in sys.stdin:
-        _work(json.loads(line), options.device, answers)
+    for name in PRELOADED:
+        importlib.import_module(name)
+    random.seed(0)  # as torch's, so that a job draws the same in whichever worker it is
+    numpy.random.seed(0)
+    with contextlib.suppress(BrokenPipeError):  # the coordinator is gone: finished runs are on disk
+        serve(partial(do, options.device), jobs=0, answers=answers)
+    os._exit(0)  # at once: to take torch apart costs a second
 
 
-def _work(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
-    if "suspect" not in job:
-        _train(job, device, answers)
-        return
+def do(device: str, job: Job, say: Say) -> tuple[str, dict[str, Any]]:
+    """Do a job; its last event and what belongs to it."""
     try:
-        _answer(answers, event="done", job=job["job"], results=examine(Suspect(**job["suspect"])))
-    except Exception as error:
-        _answer(answers, event="failed", job=job["job"], reason=_one_line(error))
-
-
-def _train(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
-    number = job["job"]
-    folder = Path(job["folder"])
-
-    def report(point: StepReport, task: str) -> None:
-        _answer(answers, event="report", job=number, task=task, step=point.step, steps=point.steps)
-
-    try:
-        if said := _examine_first(job, answers):
-            _answer(answers, event="failed", job=number, reason=said)
-            return
-        run = config.parse(job["run"])
-        reports = {task.label: partial(report, task=task.label) for task in run.tasks}
-        measured = evaluate(run, folder, scored_on=job["scored_on"], device=device, on_report=reports)
+        return DONE, HANDLERS[job["kind"]](job, device, say)
     except Diverged as error:
-        _answer(answers, event="failed", job=number, reason=str(error), diverged=True)
-    except Exception as error:  # a block may raise anything: it fails its trial, never the search
-        with contextlib.suppress(OSError):  # a full disk may be the very error
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"error-{number}.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        _answer(answers, event="failed", job=number, reason=_one_line(error))
-    else:
-        spent = {"seconds": measured.seconds, "cpu_seconds": measured.cpu_seconds}
-        _answer(answers, event="done", job=number, metrics=measured.metrics, **spent)
+        return FAILED, {"reason": str(error), "diverged": True}
+    except _Refused as error:
+        return FAILED, {"reason": str(error)}
+    except BaseException as error:
+        _keep_traceback(job)
+        return FAILED, {"reason": one_line(error)}
 
 
-def _examine_first(job: Mapping[str, Any], answers: TextIO) -> str:
-    """The first failed check of the job's suspects; empty when all may be trained."""
+def _check(job: Job, device: str, say: Say) -> dict[str, Any]:
+    return {"results": examine(Suspect(**job["suspect"]), on_result=lambda result: say(ALIVE))}
+
+
+def _train(job: Job, device: str, say: Say) -> dict[str, Any]:
+    def report(point: StepReport, task: str) -> None:
+        say(REPORT, task=task, step=point.step, steps=point.steps)
+
+    _examine_first(job, say)
+    run = config.parse(job["run"])
+    reports = {task.label: partial(report, task=task.label) for task in run.tasks}
+    with _heartbeat(say):
+        measured = evaluate(run, Path(job["folder"]), scored_on=job["scored_on"], device=device, on_report=reports)
+    return {"metrics": measured.metrics, "seconds": measured.seconds, "cpu_seconds": measured.cpu_seconds}
+
+
+def _examine_first(job: Job, say: Say) -> None:
+    """Examine the job's suspects. Raises `_Refused` with the first failed check."""
     for written in job.get("suspects", ()):
         suspect = Suspect(**written)
-        results = examine(suspect)
-        _answer(answers, event="examined", job=job["job"], suspect=written, results=results)
+        results = examine(suspect, on_result=lambda result: say(ALIVE))
+        say(EXAMINED, suspect=written, results=results)
         if said := verdict(suspect, results, allow_faults=job["allow_faults"]):
-            return said
-    return ""
+            raise _Refused(said)
 
 
-def _one_line(error: Exception) -> str:
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+@contextlib.contextmanager
+def _heartbeat(say: Say) -> Iterator[None]:
+    """Say at training steps that the job is alive: between two reports of a large model there may be an hour."""
+    said = time.monotonic()
 
+    def beat(*_: object) -> None:
+        nonlocal said
+        if time.monotonic() - said > BEAT:
+            said = time.monotonic()
+            say(ALIVE)
 
-def _answer(answers: TextIO, **content: Any) -> None:
+    hook = register_optimizer_step_post_hook(beat)
     try:
-        answers.write(json.dumps(content) + "\n")
-        answers.flush()
-    except BrokenPipeError:
-        os._exit(0)  # the coordinator is gone: finished runs are on disk, and nobody is left to tell
+        yield
+    finally:
+        hook.remove()
 
 
-if __name__ == "__main__":
-    main()
+def _keep_traceback(job: Job) -> None:
+    """Leave the traceback beside the runs. A full disk, or memory, may be the very error: then there is none."""
+    with contextlib.suppress(Exception):
+        if "folder" in job:
+            folder = Path(job["folder"])
+            folder.mkdir(parents=True, exist_ok=True)
+            text = traceback.format_exc()[-TRACEBACK:]
+            (folder / f"error-{job['job']}.txt").write_text(text, encoding="utf-8", errors="replace")
+
+
+HANDLERS: Mapping[str, Handler] = {"train": _train, "check": _check}
+"""Kind of job -> who does it."""
