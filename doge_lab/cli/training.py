@@ -54,7 +54,7 @@ def add_job_timeout(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         metavar="SECONDS",
         help="end a job that reports nothing for so long (default: 20 times the longest silence of others like it, at "
-        "least 60; 300 for the first)",
+        "least 45; 300 for the first)",
     )
 
 

@@ -22,7 +22,7 @@ MOST_DEATHS, MOST_LOSSES = 2, 5
 """Deaths of a job's process, and of workers that had it, after which it has failed."""
 MOST_STARTS = 5
 """Workers in a row that end before they are ready, after which none will be."""
-UNKNOWN, LEAST, TIMES = 300.0, 30.0, 20
+UNKNOWN, LEAST, TIMES = 300.0, 45.0, 20
 """Seconds that a job may be silent: while none of its siblings is done; at least; times their longest silence."""
 PROMPT = 10.0
 """Seconds in which a worker tells that its job was killed."""
@@ -76,8 +76,8 @@ class Pool:
         return [worker.job for worker in self._workers if worker.job]
 
     def submit(self, job: Job) -> None:
-        """Give `job` to an idle worker."""
-        next(worker for worker in self._workers if not worker.job).send(job)
+        """Give `job` to an idle worker, one that is ready if there is one."""
+        min((worker for worker in self._workers if not worker.job), key=lambda worker: not worker.ready).send(job)
 
     def wait(self) -> Event:
         """The next event; the job is empty for `ready`.
