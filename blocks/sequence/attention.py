@@ -121,7 +121,7 @@ class Attention(SequenceBlock):
 
     def _remember(self, name: str, heads: Tensor, attention_mask: Tensor | None, cache: LayerCache) -> Tensor:
         """Store the new keys or values; returns all that may be looked at, the kept first tokens in front."""
-        visible = cache.append(name, heads)
+        visible = cache.append(name, heads, attention_mask)
         if self.config.keep_first:
             kept = cache[f"first_{name}"]
             if cache.position + heads.shape[1] > visible.shape[1]:

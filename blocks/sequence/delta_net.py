@@ -79,7 +79,7 @@ class DeltaNet(SequenceBlock):
     ) -> tuple[Tensor, LayerCache | None]:
         seen = 0 if cache is None else cache.position
         real = new_real_tokens(attention_mask, new=x.shape[1], seen=seen)
-        q, k, v = self._heads(x if real is None else x * real, cache)
+        q, k, v = self._heads(x, real, cache)
         strength = self.strength(x).float().sigmoid()  # [B, T, H]
         if self.config.allow_negative:
             strength = 2 * strength
@@ -92,11 +92,11 @@ class DeltaNet(SequenceBlock):
             cache["state"] = state
         return self.out(self.norm(o.to(x.dtype)).flatten(2)), cache
 
-    def _heads(self, x: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x: Tensor, real: Tensor | None, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys [B, T, H, K] and values [B, T, H, V], in float32."""
         qkv = self.qkv(x)
         if self.conv is not None:
-            qkv, tail = self.conv(qkv, None if cache is None else cache["conv"])
+            qkv, tail = self.conv(qkv, None if cache is None else cache["conv"], real)
             if cache is not None:
                 cache["conv"] = tail
         q, k, v = (heads.unflatten(-1, (self.n_heads, -1)) for heads in F.silu(qkv).split(self.widths, dim=-1))

@@ -23,7 +23,7 @@ from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, LayerCache, PerToken
 from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
-from doge_lab.layers.masks import token_positions, visible_keys
+from doge_lab.layers.masks import new_real_tokens, token_positions, visible_keys
 from doge_lab.layers.rotary import rotate
 
 _QUERIES = 64  # of a block
@@ -90,6 +90,9 @@ class ForgettingAttention(SequenceBlock):
         k = self.k_norm(self.k(x).unflatten(-1, (self.n_kv_heads, self.head_dim)))  # [B, T, G, K]
         v = self.v(x).unflatten(-1, (self.n_kv_heads, self.head_dim))
         log_forget = F.logsigmoid(self.forget(x).float())  # [B, T, H]
+        real = new_real_tokens(attention_mask, new=new, seen=seen)
+        if real is not None:  # padding forgets nothing
+            log_forget = log_forget * real
         if self.config.positions == "rotary":
             positions = token_positions(attention_mask, new=new, seen=seen, device=x.device)
             q, k = (rotate(heads, positions, self.config.rotary_base) for heads in (q, k))

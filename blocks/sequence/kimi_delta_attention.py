@@ -85,7 +85,7 @@ class KimiDeltaAttention(SequenceBlock):
     ) -> tuple[Tensor, LayerCache | None]:
         seen, heads = 0 if cache is None else cache.position, (self.n_heads, self.head_dim)
         real = new_real_tokens(attention_mask, new=x.shape[1], seen=seen)
-        qkv, tail = self.conv(self.qkv(x if real is None else x * real), None if cache is None else cache["conv"])
+        qkv, tail = self.conv(self.qkv(x), None if cache is None else cache["conv"], real)
         q, k, v = F.silu(qkv).unflatten(-1, (3, *heads)).unbind(dim=2)  # [B, T, H, K]
         strength = self.strength(x).float().sigmoid()[..., None]
         log_decay = self.decay(self.step_up(self.step_down(x)).unflatten(-1, heads))

@@ -84,9 +84,7 @@ class RgLru(SequenceBlock):
         new, seen = x.shape[1], 0 if cache is None else cache.position
         real = new_real_tokens(attention_mask, new=new, seen=seen)
         gate, u = self.in_proj(x).chunk(2, dim=-1)  # [B, T, I]
-        if real is not None:
-            u = u * real
-        u, tail = self.conv(u, None if cache is None else cache["conv"])
+        u, tail = self.conv(u, None if cache is None else cache["conv"], real)
         log_decay, written = self._gates(u)
         scale = (-torch.expm1(2 * log_decay)).clamp(min=_LEAST_SQUARE).sqrt()
         if self.config.first_token == "whole":

@@ -89,8 +89,7 @@ class TitansMemory(SequenceBlock):
     ) -> tuple[Tensor, LayerCache | None]:
         new, seen = x.shape[1], 0 if cache is None else cache.position
         real = new_real_tokens(attention_mask, new=new, seen=seen)
-        qkv = self.qkv(x if real is None else x * real)
-        qkv, tail = self.conv(qkv, None if cache is None else cache["conv"])
+        qkv, tail = self.conv(self.qkv(x), None if cache is None else cache["conv"], real)
         q, k, v = (
             part.unflatten(-1, (self.config.n_heads, -1)).float()
             for part in F.silu(qkv).split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
