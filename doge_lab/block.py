@@ -83,6 +83,10 @@ class Block(nn.Module, abc.ABC):
     """The option that `match:` solves for when asked to make this block larger or smaller."""
     search_space: ClassVar[Mapping[str, Any]] = {}
     """The options worth searching, as holes of a search space: what a bare name in a `choice` brings with it."""
+    weight_matrices: ClassVar[tuple[str, ...]] = ()
+    """The block's own parameters that weight decay acts on, by name: matrices and tables of weights. Those of its
+    `nn.Linear` need no naming; whatever else it holds is left alone, for decay is wrong for rates, gains and biases.
+    A module that blocks share names its own in an attribute of the same name."""
     is_none: ClassVar[bool] = False
     """True for the blocks named `none`: the model leaves them out, norm and residual included."""
 

@@ -154,6 +154,8 @@ class Layer(nn.Module):
 class CausalLM(nn.Module):
     """Next-token logits from tokens; build it with `CausalLM.build`, which also initialises it from a seed."""
 
+    weight_matrices = ("embed.weight",)  # often the output head as well; positions are no weights
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.vocab_size is None:

@@ -35,6 +35,8 @@ from doge_lab.layers.masks import new_real_tokens
 class LinearAttention(SequenceBlock):
     """Attention by products of features: a state of fixed size instead of keys and values."""
 
+    weight_matrices = ("q_features", "k_features")
+
     class Config(BlockConfig):
         n_heads: PositiveInt = 4
         """Heads; fewer heads have a larger state, about d_model² / n_heads numbers."""

@@ -35,6 +35,8 @@ _LEAST_SQUARE = torch.finfo(torch.float32).tiny  # keeps the root's slope finite
 class RgLru(SequenceBlock):
     """A gated recurrence of single numbers: the smallest state of all, and no outer products."""
 
+    weight_matrices = ("gate_weight",)
+
     class Config(BlockConfig):
         expand: PositiveFloat = 1.0
         """Inner channels, times d_model; the paper takes 4/3, RecurrentGemma 1."""

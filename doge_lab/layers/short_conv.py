@@ -16,6 +16,8 @@ from doge_lab.layers.packing import Packing
 class CausalConv(nn.Module):
     """Each channel mixes its own last `kernel_size` values, the newest last in `weight` [L, C]."""
 
+    weight_matrices = ("weight",)
+
     def __init__(self, channels: int, kernel_size: int, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(kernel_size, channels))
