@@ -88,3 +88,29 @@ def test_learned_positions_end_in_one_line():
         with pytest.raises(UserError, match="max_positions: 4 learned positions are too few for 5 tokens") as error:
             call()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("n_tokens", [4, 16, 64])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dynamic_mask_attention", {"keep_window_size": 8}),
+        ("dynamic_mask_attention", {"keep_window_size": 8, "n_heads": 2, "n_kv_heads": 1}),
+        ("block_sparse_attention", {"block_size": 2, "n_selected": 2, "window": 2, "positions": "none"}),
+    ],
+)
+def test_what_repeated_tokens_tie_is_chosen_alike_in_any_split(name, options, n_tokens):
+    for seed in range(8):
+        block = build("sequence", name, options)
+        torch.manual_seed(seed)
+        if name == "dynamic_mask_attention":
+            torch.nn.init.normal_(block.a)
+        x = torch.randn(n_tokens, 32)[torch.randint(n_tokens, (2, 48))]
+        with torch.no_grad():
+            whole = block(x)[0]
+            for chunks in ([1] * 48, [7, 1, 12, 28]):
+                cache, parts = block.init_cache(batch=2, capacity=48), []
+                for part in x.split(chunks, dim=1):
+                    parts.append(block(part, None, cache)[0])
+                    cache.advance(part.shape[1])
+                assert (torch.cat(parts, dim=1) - whole).abs().max() <= 1e-4 * whole.abs().max()
