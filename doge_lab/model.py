@@ -24,6 +24,7 @@ from doge_lab.block import Block, BlockConfig, Kind, RouterStats, SequenceBlock,
 from doge_lab.cache import Cache
 from doge_lab.errors import UserError
 from doge_lab.layers.masks import token_positions
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.strict import Strict, validate
 
 LARGEST = 2**24
@@ -127,7 +128,7 @@ class Layer(nn.Module):
         self.scales = nn.ParameterDict()
         for block in (self.sequence, self.state):
             if not block.is_none:
-                self.norms[block.kind] = nn.RMSNorm(d_model, eps=1e-6)
+                self.norms[block.kind] = RMSNorm(d_model, eps=1e-6)
                 if scaled:
                     self.scales[block.kind] = nn.Parameter(torch.ones(d_model))
 
@@ -178,7 +179,7 @@ class CausalLM(nn.Module):
             except UserError as error:
                 raise error.under(path) from None
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.norm = RMSNorm(config.d_model, eps=1e-6)
         # A tied head is a second use of the embedding, not a second parameter: nothing can break the tie.
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
 

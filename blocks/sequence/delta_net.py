@@ -24,6 +24,7 @@ from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.short_conv import CausalConv
 
 
@@ -62,7 +63,7 @@ class DeltaNet(SequenceBlock):
         self.qkv = nn.Linear(d_model, sum(self.widths), bias=False)
         self.conv = None if c.kernel_size is None else CausalConv(sum(self.widths), c.kernel_size)
         self.strength = nn.Linear(d_model, self.n_heads, bias=False)
-        self.norm = nn.RMSNorm(self.head_v, eps=1e-6)
+        self.norm = RMSNorm(self.head_v, eps=1e-6)
         self.out = nn.Linear(self.widths[2], d_model, bias=False)
         self.reset_parameters()
 

@@ -7,7 +7,7 @@
 A rating knows nothing of the query, so a key that better ones push out of K_t is out for good: it is dropped from the
 cache, which never holds more than keep_window_size keys, values and ratings per head. A starts at zero, where all keys
 are equal and K_t is the window of the latest. Equal tokens have equal ratings, but a product of matrices rounds a row
-otherwise when there are other rows: ratings are computed in float64 and compared to 16 bits, so that ties stay ties.
+otherwise when there are other rows: ratings are computed in float64 and compared to 12 bits, so that ties stay ties.
 
 Source: Shi et al. 2025, https://arxiv.org/abs/2508.02124
 
@@ -28,10 +28,11 @@ from doge_lab.cache import CacheSpec, LayerCache, PerToken
 from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens, token_positions
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.rotary import rotate
 
 _LARGEST_RATING = 8.0
-_RATING_BITS = 16  # compared; float32 rounds its sums some 2^7 times finer, float64 beyond that
+_RATING_BITS = 12  # compared: coarse beside what float32 makes of equal tokens in the layers before
 
 
 class DynamicMaskAttention(SequenceBlock):
@@ -75,8 +76,8 @@ class DynamicMaskAttention(SequenceBlock):
         self.dt = nn.Linear(kv_dim, self.n_kv_heads, bias=False)
         self.a = nn.Parameter(torch.empty(self.n_kv_heads))
         self.out = nn.Linear(self.n_heads * self.head_dim, d_model, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -85,7 +86,7 @@ class DynamicMaskAttention(SequenceBlock):
         init_linear(self.out, self.output_scale)
         nn.init.zeros_(self.a)
         for norm in (self.q_norm, self.k_norm):
-            if isinstance(norm, nn.RMSNorm):
+            if isinstance(norm, RMSNorm):
                 norm.reset_parameters()
 
     def forward(

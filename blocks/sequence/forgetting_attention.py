@@ -24,6 +24,7 @@ from doge_lab.cache import CacheSpec, LayerCache, PerToken
 from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens, token_positions, visible_keys
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.rotary import rotate
 
 _QUERIES = 64  # of a block
@@ -69,8 +70,8 @@ class ForgettingAttention(SequenceBlock):
         self.v = nn.Linear(d_model, self.n_kv_heads * self.head_dim, bias=False)
         self.forget = nn.Linear(d_model, self.n_heads)
         self.out = nn.Linear(self.n_heads * self.head_dim, d_model, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -79,7 +80,7 @@ class ForgettingAttention(SequenceBlock):
         nn.init.constant_(self.forget.bias, self.config.forget_bias)
         init_linear(self.out, self.output_scale)
         for norm in (self.q_norm, self.k_norm):
-            if isinstance(norm, nn.RMSNorm):
+            if isinstance(norm, RMSNorm):
                 norm.reset_parameters()
 
     def forward(

@@ -25,6 +25,7 @@ from doge_lab.errors import UserError
 from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.short_conv import CausalConv
 from doge_lab.layers.softplus_decay import SoftplusDecay
 
@@ -76,7 +77,7 @@ class GatedDeltaNet(SequenceBlock):
         self.step = nn.Linear(d_model, self.n_value_heads, bias=False)
         self.decay = SoftplusDecay(self.n_value_heads)
         self.gate = nn.Linear(d_model, value_width, bias=False)
-        self.norm = nn.RMSNorm(self.head_v, eps=1e-6)
+        self.norm = RMSNorm(self.head_v, eps=1e-6)
         self.out = nn.Linear(value_width, d_model, bias=False)
         self.reset_parameters()
 

@@ -30,6 +30,7 @@ from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.kernel_attention import kernel_attention
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.norm import RMSNorm
 
 
 class LinearAttention(SequenceBlock):
@@ -78,7 +79,7 @@ class LinearAttention(SequenceBlock):
         shape = (self.n_heads, self.head_dim, self.head_dim)
         self.q_features = nn.Parameter(torch.empty(shape)) if learned else None
         self.k_features = nn.Parameter(torch.empty(shape)) if learned else None
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-6) if c.normalise == "output" else None
+        self.norm = RMSNorm(self.head_dim, eps=1e-6) if c.normalise == "output" else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -30,6 +30,7 @@ from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
 from doge_lab.layers.momentum_recurrence import chunked, recurrent
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.short_conv import CausalConv
 
 _FORGET_BIAS = -4.0  # memories start out fading by 2 % a token
@@ -65,7 +66,7 @@ class TitansMemory(SequenceBlock):
         self.conv = CausalConv(2 * self.key_dim + self.value_dim, c.kernel_size)
         self.rates = nn.Linear(d_model, 3 * c.n_heads)  # of forgetting, momentum and learning
         self.gate = nn.Linear(d_model, self.value_dim, bias=False)
-        self.norm = nn.RMSNorm(self.value_dim // c.n_heads, eps=1e-6)
+        self.norm = RMSNorm(self.value_dim // c.n_heads, eps=1e-6)
         self.out = nn.Linear(self.value_dim, d_model, bias=False)
         self.reset_parameters()
 
