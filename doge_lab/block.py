@@ -83,6 +83,10 @@ class Block(nn.Module, abc.ABC):
     """The option that `match:` solves for when asked to make this block larger or smaller."""
     search_space: ClassVar[Mapping[str, Any]] = {}
     """The options worth searching, as holes of a search space: what a bare name in a `choice` brings with it."""
+    weight_matrices: ClassVar[tuple[str, ...]] = ()
+    """The block's own parameters that weight decay acts on, by name: matrices and tables of weights. Those of its
+    `nn.Linear` need no naming; whatever else it holds is left alone, for decay is wrong for rates, gains and biases.
+    A module that blocks share names its own in an attribute of the same name."""
     is_none: ClassVar[bool] = False
     """True for the blocks named `none`: the model leaves them out, norm and residual included."""
 
@@ -127,6 +131,11 @@ class Block(nn.Module, abc.ABC):
         """
         return None
 
+    def _nothing(self, x: Tensor) -> Tensor:
+        """The output for no tokens, of which a router has nothing to report."""
+        self.router_stats = None
+        return x.clone()
+
     def after_step(self) -> None:
         """Called after each optimiser step; a router that balances by bias acts here."""
 
@@ -143,6 +152,12 @@ class SequenceBlock(Block):
     """Moves information between tokens, from the past to the present only."""
 
     kind = "sequence"
+
+    def __call__(
+        self, x: Tensor, attention_mask: Tensor | None = None, cache: LayerCache | None = None
+    ) -> tuple[Tensor, LayerCache | None]:
+        """`forward`, which is never asked about nothing: no rows or no tokens give as little, and no memory of it."""
+        return super().__call__(x, attention_mask, cache) if x.numel() else (self._nothing(x), cache)
 
     @abc.abstractmethod
     def forward(
@@ -170,6 +185,10 @@ class StateBlock(Block):
     """Transforms each token by itself."""
 
     kind = "state"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`forward`, which is never asked about nothing: no rows or no tokens give as little."""
+        return super().__call__(x) if x.numel() else self._nothing(x)
 
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Tensor:

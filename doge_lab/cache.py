@@ -14,6 +14,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from doge_lab.layers.masks import key_positions
+from doge_lab.layers.packing import Packing
+
 
 @dataclass(frozen=True)
 class Fixed:
@@ -31,7 +34,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class PerToken:
-    """One slot per token seen (keys, values), or for the last `window` tokens, the newest included.
+    """One slot per token seen (keys, values), or for the last `window` real tokens, the newest included.
 
     `dtype` None means the cache's own type; indices name the smallest integer type that holds them.
     """
@@ -81,10 +84,11 @@ class LayerCache:
             raise ValueError(f"cache entry {name!r} is declared as {tuple(old.shape)}, given {tuple(value.shape)}")
         old.copy_(value.detach())  # not rebound: a view of a long activation would keep all of it alive
 
-    def append(self, name: str, new: Tensor) -> Tensor:
+    def append(self, name: str, new: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Store `new` [B, T, ...] and return every token its queries may look at, [B, S, ...], in `new`'s type.
 
-        The last visible token is the last new one. Raises `ValueError` past the capacity.
+        The last visible token is the last new one. Told of padding by `attention_mask` [B, tokens seen + T], a window
+        keeps real tokens alone, packed: padding in front. Raises `ValueError` past the capacity.
         """
         entry, stored, seen = self.spec[name], self.tensors[name], self.position
         if not isinstance(entry, PerToken):
@@ -99,7 +103,12 @@ class LayerCache:
         # so the visible tokens are gathered before the window moves.
         kept = min(seen, entry.window)
         visible = torch.cat([stored[:, max(0, kept - entry.window + 1) : kept].to(new.dtype), new.detach()], dim=1)
-        tail = visible[:, -entry.window :]
+        following = visible
+        if attention_mask is not None:
+            following = torch.cat([stored[:, :kept].to(new.dtype), new.detach()], dim=1)
+            at = key_positions(attention_mask, new=new.shape[1], keys=kept + new.shape[1], seen=seen, windowed=True)
+            following = Packing(at >= 0).pack(following)
+        tail = following[:, -entry.window :]
         stored[:, : tail.shape[1]] = tail
         return visible
 

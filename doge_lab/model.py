@@ -24,6 +24,7 @@ from doge_lab.block import Block, BlockConfig, Kind, RouterStats, SequenceBlock,
 from doge_lab.cache import Cache
 from doge_lab.errors import UserError
 from doge_lab.layers.masks import token_positions
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.strict import Strict, validate
 
 LARGEST = 2**24
@@ -121,13 +122,13 @@ class Layer(nn.Module):
     def __init__(self, config: LayerConfig, *, d_model: int, scaled: bool, layer_idx: int, n_layers: int) -> None:
         super().__init__()
         place = {"layer_idx": layer_idx, "n_layers": n_layers}
-        self.sequence = _build(config.sequence, d_model, **place)
-        self.state = _build(config.state, d_model, **place)
+        self.sequence: SequenceBlock = _build(config.sequence, d_model, **place)
+        self.state: StateBlock = _build(config.state, d_model, **place)
         self.norms = nn.ModuleDict()
         self.scales = nn.ParameterDict()
         for block in (self.sequence, self.state):
             if not block.is_none:
-                self.norms[block.kind] = nn.RMSNorm(d_model, eps=1e-6)
+                self.norms[block.kind] = RMSNorm(d_model, eps=1e-6)
                 if scaled:
                     self.scales[block.kind] = nn.Parameter(torch.ones(d_model))
 
@@ -154,6 +155,8 @@ class Layer(nn.Module):
 class CausalLM(nn.Module):
     """Next-token logits from tokens; build it with `CausalLM.build`, which also initialises it from a seed."""
 
+    weight_matrices = ("embed.weight",)  # often the output head as well; positions are no weights
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.vocab_size is None:
@@ -176,7 +179,7 @@ class CausalLM(nn.Module):
             except UserError as error:
                 raise error.under(path) from None
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.norm = RMSNorm(config.d_model, eps=1e-6)
         # A tied head is a second use of the embedding, not a second parameter: nothing can break the tie.
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
 
@@ -205,20 +208,28 @@ class CausalLM(nn.Module):
     def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Logits [B, T, V] of the token after each of `tokens` [B, T]; a given cache is continued and advanced.
 
-        `attention_mask` [B, tokens seen + T]: nonzero is a real token.
+        `attention_mask` [B, tokens seen + T]: nonzero is a real token. Raises `UserError` where learned positions end.
         """
         x = self.embed(tokens)
         if self.positions is not None:
-            seen = 0 if cache is None else cache.position
-            x = x + self.positions(
-                token_positions(attention_mask, new=tokens.shape[1], seen=seen, device=tokens.device)
-            )
+            new, seen = tokens.shape[1], 0 if cache is None else cache.position
+            self._require_positions(seen + new)
+            x = x + self.positions(token_positions(attention_mask, new=new, seen=seen, device=tokens.device))
         for index, layer in enumerate(self.layers):
             x = layer(x, attention_mask, None if cache is None else cache.layers[index])
         if cache is not None:
             cache.advance(tokens.shape[1])
         x = self.norm(x)
         return F.linear(x, self.embed.weight) if self.head is None else self.head(x)
+
+    def _require_positions(self, tokens: int) -> None:
+        """Raise `UserError` for more tokens than the table has rows; padding counts, so that no mask has to be read."""
+        if tokens > self.config.max_positions:
+            raise UserError(
+                f"{self.config.max_positions} learned positions are too few for {tokens} tokens, padding included; "
+                "say more, or positions: none",
+                "max_positions",
+            )
 
     def blocks(self) -> Iterator[Block]:
         """Every block, in the order in which tokens pass them."""
@@ -252,8 +263,8 @@ class CausalLM(nn.Module):
         )
 
 
-def _build(ref: BlockRef, d_model: int, *, layer_idx: int, n_layers: int) -> SequenceBlock | StateBlock:
+def _build(ref: BlockRef, d_model: int, *, layer_idx: int, n_layers: int) -> Any:
     try:
-        return ref.build(d_model, layer_idx=layer_idx, n_layers=n_layers)  # type: ignore[return-value]
+        return ref.build(d_model, layer_idx=layer_idx, n_layers=n_layers)
     except UserError as error:
         raise error.under(ref.kind) from None

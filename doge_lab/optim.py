@@ -32,7 +32,8 @@ class TrainConfig(Strict):
     final_lr: Fraction = 0.1
     """Learning rate at the end, as a share of the peak."""
     weight_decay: NonNegativeFloat = 0.0
-    """AdamW's decay, on matrices only: not on norms, biases and scales."""
+    """AdamW's decay, on weights only: of linear layers, convolutions, experts, memories and the embedding. Not on
+    norms, biases, gains, decay rates and positions."""
     betas: tuple[Averaging, Averaging] = (0.9, 0.98)
     """AdamW's averaging."""
     eps: PositiveFloat = 1e-8
@@ -63,9 +64,19 @@ def lr_at(step: int, config: TrainConfig) -> float:
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW in its fused form: 5 to 18 times quicker than the loop on large expert tables."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = weight_matrices(model)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in parameters.items() if name in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in parameters.items() if name not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def weight_matrices(model: nn.Module) -> set[str]:
+    """Names of the parameters that weight decay acts on: weights of `nn.Linear`, and what modules name themselves."""
+    found = set()
+    for path, module in model.named_modules():
+        names = ("weight",) if isinstance(module, nn.Linear) else getattr(module, "weight_matrices", ())
+        found |= {f"{path}.{name}" if path else name for name in names}
+    return found & {name for name, _ in model.named_parameters()}

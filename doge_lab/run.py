@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from doge_lab.config import RunConfig, fingerprint, foreign_blocks
+from doge_lab.determinism import deterministic
 from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
 from doge_lab.tasks import Metrics, ScoredOn, Task
@@ -63,7 +64,8 @@ def execute(
     write = _Writer(folder / RECORD)
     provenance = _provenance(run, device)
     write("start", **identity, data_hash=data.data_hash(), **provenance, config=run.dump(), cost=cost.dump())
-    model = CausalLM.build(run.model, seed=run.seed, device=torch_device(device))
+    place = torch_device(device)
+    model = CausalLM.build(run.model, seed=run.seed, device=place)
     config = run.train_config(task)
 
     def report(point: StepReport) -> None:
@@ -71,9 +73,10 @@ def execute(
         on_report(point)
 
     try:
-        trained = train(model, data, config, checkpoint=folder / CHECKPOINT, on_report=report)
-        wall, cpu = time.monotonic(), time.process_time()
-        metrics = data.evaluate(predictor(model))
+        with deterministic(place) as exceptions:
+            trained = train(model, data, config, checkpoint=folder / CHECKPOINT, on_report=report)
+            wall, cpu = time.monotonic(), time.process_time()
+            metrics = data.evaluate(predictor(model))
         if not math.isfinite(metrics["bits"]):
             raise Diverged(f"the model's answers are not finite after {config.steps} steps")
     except Diverged as error:
@@ -88,6 +91,8 @@ def execute(
         metrics=metrics,
         wall_seconds=wall_seconds,
         cpu_seconds=trained.cpu_seconds + time.process_time() - cpu,
+        deterministic=not exceptions,
+        **({"because": f"no deterministic form of {', '.join(exceptions)}"} if exceptions else {}),
         gpu_seconds=wall_seconds if device.startswith("cuda") else 0.0,  # how long a GPU was held
     )
     (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -155,9 +160,6 @@ def torch_device(name: str) -> torch.device:
         raise UserError(
             f"device {name!r} cannot be used here ({reason}); use cpu, cuda or cuda:N", "--device"
         ) from None
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
     return device
 
 

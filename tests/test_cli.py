@@ -193,7 +193,7 @@ def test_a_front_model_is_rebuilt_by_its_run_file(tmp_path, request, capsys):
         (["check", ":a"], "':a' must look like package.module:Class"),
         (["check", "mlp", "--d-model", "0"], "--d-model: must be between 1 and 4096"),
         (["search", "FILE", "--seed", "-1"], "--seed: must be between 0 and"),
-        (["report", "x" * 300], "is no study of doge_lab"),
+        (["report", "x" * 300], "cannot be read: File name too long"),
         (["search", "FILE"], "FILE: a search space needs `search:`"),
         (["report", "absent"], "absent holds no study.db"),
         (["check", "atention"], "no block is named 'atention'; did you mean 'attention'?"),

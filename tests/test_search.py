@@ -151,13 +151,6 @@ def test_a_report_needs_no_block_of_the_search(tmp_path, in_process, strange, mo
     assert read_results(tmp_path / "out").trials[0].state == "complete"
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage" * 1000])
-def test_a_broken_study_is_one_line(tmp_path, content):
-    (tmp_path / "study.db").write_bytes(content)
-    with pytest.raises(UserError, match="is no study of doge_lab"):
-        read_results(tmp_path)
-
-
 def test_the_study_opens_in_optuna(tmp_path, in_process):
     search(tiny(confirm_seeds=0), tmp_path)
     study, _ = the_study(tmp_path / "study.db")

@@ -138,12 +138,6 @@ def test_schedules_warm_up_peak_and_end(schedule):
     assert rates[-1] == pytest.approx(0.5 if schedule == "constant" else 0.06, rel=0.3)
 
 
-def test_decay_is_for_matrices_only(run):
-    optimizer = build_optimizer(CausalLM.build(run.model), TrainConfig(weight_decay=0.1))
-    for group in optimizer.param_groups:
-        assert all((parameter.ndim >= 2) == bool(group["weight_decay"]) for parameter in group["params"])
-
-
 def test_bfloat16_trains_too(run):
     model = CausalLM.build(run.model, seed=0)
     data = run.tasks[0].data(seed=0, scored_on="test")

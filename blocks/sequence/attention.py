@@ -30,6 +30,7 @@ from doge_lab.errors import UserError
 from doge_lab.layers.first_tokens import store_first, visible_with_first
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import token_positions, visible_keys
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.rotary import rotate
 
 
@@ -83,8 +84,8 @@ class Attention(SequenceBlock):
         self.k = nn.Linear(d_model, self.n_kv_heads * self.head_dim, bias=False)
         self.v = nn.Linear(d_model, self.n_kv_heads * self.head_dim, bias=False)
         self.out = nn.Linear(self.n_heads * self.head_dim, d_model, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
         self.sinks = nn.Parameter(torch.empty(self.n_heads)) if c.sinks else None
         gates = {"none": 0, "head": self.n_heads, "channel": self.n_heads * self.head_dim}[c.gate]
         self.gate = nn.Linear(d_model, gates, bias=False) if gates else None
@@ -97,7 +98,7 @@ class Attention(SequenceBlock):
         for linear in self._linears():
             init_linear(linear, self.output_scale if linear is self.out else 1.0)
         for norm in (self.q_norm, self.k_norm):
-            if isinstance(norm, nn.RMSNorm):
+            if isinstance(norm, RMSNorm):
                 norm.reset_parameters()
         if self.sinks is not None:
             nn.init.zeros_(self.sinks)
@@ -121,7 +122,7 @@ class Attention(SequenceBlock):
 
     def _remember(self, name: str, heads: Tensor, attention_mask: Tensor | None, cache: LayerCache) -> Tensor:
         """Store the new keys or values; returns all that may be looked at, the kept first tokens in front."""
-        visible = cache.append(name, heads)
+        visible = cache.append(name, heads, attention_mask)
         if self.config.keep_first:
             kept = cache[f"first_{name}"]
             if cache.position + heads.shape[1] > visible.shape[1]:

@@ -27,7 +27,7 @@ from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.kernel_attention import kernel_attention
-from doge_lab.layers.masks import new_real_tokens, token_positions
+from doge_lab.layers.masks import new_real_tokens, tokens_before
 
 
 class Based(SequenceBlock):
@@ -73,7 +73,7 @@ class Based(SequenceBlock):
             k = k * real[..., None]
         state = None
         if cache is not None:
-            state = self._unpacked(cache["state"], token_positions(attention_mask, new=new, seen=seen, device=x.device))
+            state = self._unpacked(cache["state"], tokens_before(attention_mask, new=new, seen=seen))
         # The state is summed into over the whole sequence, so it is float32 whatever the type around it.
         with torch.autocast(x.device.type, enabled=False):
             o, state = kernel_attention(q, k, v, state, token_by_token=self.config.impl == "reference")
@@ -81,9 +81,9 @@ class Based(SequenceBlock):
             cache["state"] = state.flatten(2)[..., 1:]
         return self.out(o.to(x.dtype).flatten(2)), cache
 
-    def _unpacked(self, packed: Tensor, positions: Tensor) -> Tensor:
+    def _unpacked(self, packed: Tensor, before: Tensor | int) -> Tensor:
         """The state [B, H, F, 1 + V]. Its first number, the constant feature's sum, counts the tokens: not stored."""
-        count = positions[:, :1, None].to(packed.dtype).expand(*packed.shape[:2], 1)
+        count = (packed.new_zeros(len(packed), 1) + before)[..., None].expand(*packed.shape[:2], 1)
         return torch.cat([count, packed], dim=-1).unflatten(-1, self._state_shape[1:])
 
     @property

@@ -24,6 +24,7 @@ from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.short_conv import CausalConv
 
 
@@ -62,7 +63,7 @@ class DeltaNet(SequenceBlock):
         self.qkv = nn.Linear(d_model, sum(self.widths), bias=False)
         self.conv = None if c.kernel_size is None else CausalConv(sum(self.widths), c.kernel_size)
         self.strength = nn.Linear(d_model, self.n_heads, bias=False)
-        self.norm = nn.RMSNorm(self.head_v, eps=1e-6)
+        self.norm = RMSNorm(self.head_v, eps=1e-6)
         self.out = nn.Linear(self.widths[2], d_model, bias=False)
         self.reset_parameters()
 
@@ -79,7 +80,7 @@ class DeltaNet(SequenceBlock):
     ) -> tuple[Tensor, LayerCache | None]:
         seen = 0 if cache is None else cache.position
         real = new_real_tokens(attention_mask, new=x.shape[1], seen=seen)
-        q, k, v = self._heads(x if real is None else x * real, cache)
+        q, k, v = self._heads(x, real, cache)
         strength = self.strength(x).float().sigmoid()  # [B, T, H]
         if self.config.allow_negative:
             strength = 2 * strength
@@ -92,11 +93,11 @@ class DeltaNet(SequenceBlock):
             cache["state"] = state
         return self.out(self.norm(o.to(x.dtype)).flatten(2)), cache
 
-    def _heads(self, x: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x: Tensor, real: Tensor | None, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys [B, T, H, K] and values [B, T, H, V], in float32."""
         qkv = self.qkv(x)
         if self.conv is not None:
-            qkv, tail = self.conv(qkv, None if cache is None else cache["conv"])
+            qkv, tail = self.conv(qkv, None if cache is None else cache["conv"], real)
             if cache is not None:
                 cache["conv"] = tail
         q, k, v = (heads.unflatten(-1, (self.n_heads, -1)) for heads in F.silu(qkv).split(self.widths, dim=-1))

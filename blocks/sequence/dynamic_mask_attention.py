@@ -6,7 +6,8 @@
 
 A rating knows nothing of the query, so a key that better ones push out of K_t is out for good: it is dropped from the
 cache, which never holds more than keep_window_size keys, values and ratings per head. A starts at zero, where all keys
-are equal and K_t is the window of the latest.
+are equal and K_t is the window of the latest. Equal tokens have equal ratings, but a product of matrices rounds a row
+otherwise when there are other rows: ratings are computed in float64 and compared to 12 bits, so that ties stay ties.
 
 Source: Shi et al. 2025, https://arxiv.org/abs/2508.02124
 
@@ -27,9 +28,11 @@ from doge_lab.cache import CacheSpec, LayerCache, PerToken
 from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens, token_positions
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.rotary import rotate
 
 _LARGEST_RATING = 8.0
+_RATING_BITS = 12  # compared: coarse beside what float32 makes of equal tokens in the layers before
 
 
 class DynamicMaskAttention(SequenceBlock):
@@ -73,8 +76,8 @@ class DynamicMaskAttention(SequenceBlock):
         self.dt = nn.Linear(kv_dim, self.n_kv_heads, bias=False)
         self.a = nn.Parameter(torch.empty(self.n_kv_heads))
         self.out = nn.Linear(self.n_heads * self.head_dim, d_model, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -83,7 +86,7 @@ class DynamicMaskAttention(SequenceBlock):
         init_linear(self.out, self.output_scale)
         nn.init.zeros_(self.a)
         for norm in (self.q_norm, self.k_norm):
-            if isinstance(norm, nn.RMSNorm):
+            if isinstance(norm, RMSNorm):
                 norm.reset_parameters()
 
     def forward(
@@ -92,11 +95,12 @@ class DynamicMaskAttention(SequenceBlock):
         new, seen = x.shape[1], 0 if cache is None else cache.position
         q = self.q_norm(self.q(x).unflatten(-1, (self.n_heads, self.head_dim)))  # [B, T, H, K]
         k = self.k_norm(self.k(x).unflatten(-1, (self.n_kv_heads, self.head_dim)))  # [B, T, G, K]
-        v = self.v(x).unflatten(-1, (self.n_kv_heads, self.head_dim))
+        exact = F.linear(x.double(), self.v.weight.double())
+        v = exact.to(k.dtype).unflatten(-1, (self.n_kv_heads, self.head_dim))
         if self.config.positions == "rotary":
             positions = token_positions(attention_mask, new=new, seen=seen, device=x.device)
             q, k = (rotate(heads, positions, self.config.rotary_base) for heads in (q, k))
-        rating = self._rate(v, new_real_tokens(attention_mask, new=new, seen=seen))
+        rating = self._rate(exact, new_real_tokens(attention_mask, new=new, seen=seen))
         plainly_causal = new > 1 and seen == 0 and attention_mask is None and new <= self.config.keep_window_size
         if cache is not None:
             k, v, rating = self._remember(k, v, rating, cache)
@@ -105,8 +109,8 @@ class DynamicMaskAttention(SequenceBlock):
         return self.out(y.transpose(1, 2).flatten(2)), cache
 
     def _rate(self, v: Tensor, real: Tensor | None) -> Tensor:
-        """Each key's rating [B, T, G]; -inf for padding."""
-        rating = self.a.float() * F.softplus(self.dt(v.flatten(2)).float())
+        """Each key's rating [B, T, G] from its values [B, T, G * K] in float64; -inf for padding."""
+        rating = (self.a.double() * F.softplus(F.linear(v, self.dt.weight.double()))).float()
         return rating if real is None else rating.masked_fill(~real, -torch.inf)
 
     def _remember(self, k: Tensor, v: Tensor, rating: Tensor, cache: LayerCache) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,9 +177,15 @@ def _mask(rating: Tensor) -> Tensor:
     return rating.clamp(max=_LARGEST_RATING).exp()
 
 
+def _comparable(rating: Tensor) -> Tensor:
+    """Ratings rounded so that those of equal tokens are equal, in whatever call they were computed."""
+    mantissa, exponent = rating.detach().frexp()
+    return torch.ldexp((mantissa * 2**_RATING_BITS).round(), exponent - _RATING_BITS)
+
+
 def _best(rating: Tensor, size: int) -> Tensor:
     """Which `size` of the keys [B, S, G] each head keeps after the last of them, the oldest first, [B, W, G]."""
-    latest_first = rating.detach().flip(1).sort(dim=1, descending=True, stable=True).indices[:, :size]
+    latest_first = _comparable(rating).flip(1).sort(dim=1, descending=True, stable=True).indices[:, :size]
     return (rating.shape[1] - 1 - latest_first).sort(dim=1).values
 
 
@@ -186,7 +196,7 @@ def _visible(rating: Tensor, new: int, size: int) -> Tensor:
     key, query = index[:, None], index[keys - new :]
     visible = key <= query  # keys first, [S, T]: sums along the last dimension are the quickest
     if keys > size:
-        ascending = rating.detach().sort(dim=-1, stable=True).indices
+        ascending = _comparable(rating).sort(dim=-1, stable=True).indices
         place = torch.empty_like(ascending).scatter_(-1, ascending, index.expand_as(ascending)).float()
         better = place[..., None, :] > place[..., :, None]  # [B, G, S, S]
         visible = visible & (better.cumsum(dim=-1, dtype=torch.int32)[..., keys - new :] < size)

@@ -23,7 +23,8 @@ from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, LayerCache, PerToken
 from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
-from doge_lab.layers.masks import token_positions, visible_keys
+from doge_lab.layers.masks import new_real_tokens, token_positions, visible_keys
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.rotary import rotate
 
 _QUERIES = 64  # of a block
@@ -69,8 +70,8 @@ class ForgettingAttention(SequenceBlock):
         self.v = nn.Linear(d_model, self.n_kv_heads * self.head_dim, bias=False)
         self.forget = nn.Linear(d_model, self.n_heads)
         self.out = nn.Linear(self.n_heads * self.head_dim, d_model, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, eps=1e-6) if c.qk_norm else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -79,7 +80,7 @@ class ForgettingAttention(SequenceBlock):
         nn.init.constant_(self.forget.bias, self.config.forget_bias)
         init_linear(self.out, self.output_scale)
         for norm in (self.q_norm, self.k_norm):
-            if isinstance(norm, nn.RMSNorm):
+            if isinstance(norm, RMSNorm):
                 norm.reset_parameters()
 
     def forward(
@@ -90,6 +91,9 @@ class ForgettingAttention(SequenceBlock):
         k = self.k_norm(self.k(x).unflatten(-1, (self.n_kv_heads, self.head_dim)))  # [B, T, G, K]
         v = self.v(x).unflatten(-1, (self.n_kv_heads, self.head_dim))
         log_forget = F.logsigmoid(self.forget(x).float())  # [B, T, H]
+        real = new_real_tokens(attention_mask, new=new, seen=seen)
+        if real is not None:  # padding forgets nothing
+            log_forget = log_forget * real
         if self.config.positions == "rotary":
             positions = token_positions(attention_mask, new=new, seen=seen, device=x.device)
             q, k = (rotate(heads, positions, self.config.rotary_base) for heads in (q, k))

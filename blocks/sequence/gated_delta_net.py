@@ -25,6 +25,7 @@ from doge_lab.errors import UserError
 from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.short_conv import CausalConv
 from doge_lab.layers.softplus_decay import SoftplusDecay
 
@@ -76,7 +77,7 @@ class GatedDeltaNet(SequenceBlock):
         self.step = nn.Linear(d_model, self.n_value_heads, bias=False)
         self.decay = SoftplusDecay(self.n_value_heads)
         self.gate = nn.Linear(d_model, value_width, bias=False)
-        self.norm = nn.RMSNorm(self.head_v, eps=1e-6)
+        self.norm = RMSNorm(self.head_v, eps=1e-6)
         self.out = nn.Linear(value_width, d_model, bias=False)
         self.reset_parameters()
 
@@ -92,7 +93,7 @@ class GatedDeltaNet(SequenceBlock):
     ) -> tuple[Tensor, LayerCache | None]:
         seen = 0 if cache is None else cache.position
         real = new_real_tokens(attention_mask, new=x.shape[1], seen=seen)
-        q, k, v = self._heads(x if real is None else x * real, cache)
+        q, k, v = self._heads(x, real, cache)
         strength = self.strength(x).float().sigmoid()[..., None]  # [B, T, H, 1]
         log_decay = self.decay(self.step(x)[..., None])
         if real is not None:  # padding writes nothing and decays nothing
@@ -103,9 +104,9 @@ class GatedDeltaNet(SequenceBlock):
             cache["state"] = state
         return self.out(self.norm(o.to(x.dtype)).flatten(2) * F.silu(self.gate(x))), cache
 
-    def _heads(self, x: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x: Tensor, real: Tensor | None, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys [B, T, H, K] and values [B, T, H, V], in float32."""
-        qkv, tail = self.conv(self.qkv(x), None if cache is None else cache["conv"])
+        qkv, tail = self.conv(self.qkv(x), None if cache is None else cache["conv"], real)
         if cache is not None:
             cache["conv"] = tail
         q, k, v = F.silu(qkv).split(self.widths, dim=-1)

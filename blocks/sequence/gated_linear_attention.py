@@ -24,6 +24,7 @@ from doge_lab.errors import UserError
 from doge_lab.layers.gated_recurrence import chunked, recurrent
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.norm import RMSNorm
 
 
 class GatedLinearAttention(SequenceBlock):
@@ -60,7 +61,7 @@ class GatedLinearAttention(SequenceBlock):
         self.decay_down = nn.Linear(d_model, c.gate_low_rank, bias=False)
         self.decay_up = nn.Linear(c.gate_low_rank, key_dim)
         self.gate = nn.Linear(d_model, value_dim, bias=False)
-        self.norm = nn.RMSNorm(self.head_v, eps=1e-6)
+        self.norm = RMSNorm(self.head_v, eps=1e-6)
         self.out = nn.Linear(value_dim, d_model, bias=False)
         self.reset_parameters()
 

@@ -25,6 +25,7 @@ from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.layers import gated_recurrence, value_gated_recurrence
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.norm import RMSNorm
 
 
 class GatedSlotAttention(SequenceBlock):
@@ -54,7 +55,7 @@ class GatedSlotAttention(SequenceBlock):
         self.k = nn.Linear(d_model, d_model, bias=False)
         self.v = nn.Linear(d_model, d_model, bias=False)
         self.decay = nn.Linear(d_model, self.n_heads * self.n_slots, bias=False)
-        self.norm = nn.RMSNorm(d_model, eps=1e-5)
+        self.norm = RMSNorm(d_model, eps=1e-5)
         self.out = nn.Linear(d_model, d_model, bias=False)
         self.reset_parameters()
 

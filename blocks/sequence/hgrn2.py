@@ -28,6 +28,7 @@ from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.layers.gated_recurrence import chunked, recurrent
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.norm import RMSNorm
 
 
 class Hgrn2(SequenceBlock):
@@ -51,7 +52,7 @@ class Hgrn2(SequenceBlock):
         require_divisible("d_model", d_model, "expand_ratio", c.expand_ratio)
         self.lower_bound = self.layer_idx / self.n_layers if c.lower_bound is None else c.lower_bound
         self.q, self.forget, self.v, self.out = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
-        self.norm = nn.RMSNorm(d_model, eps=1e-6)
+        self.norm = RMSNorm(d_model, eps=1e-6)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from doge_lab.block import BlockConfig, SequenceBlock
 from doge_lab.cache import CacheSpec, Fixed, LayerCache, PerToken
 from doge_lab.layers.init import init_linear
-from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.masks import key_positions, new_real_tokens
+from doge_lab.layers.packing import Packing
 from doge_lab.layers.short_conv import CausalConv
 
 _FALLEN = -math.log(0.01)
@@ -87,21 +88,26 @@ class Hyena(SequenceBlock):
     ) -> tuple[Tensor, LayerCache | None]:
         new, seen = x.shape[1], 0 if cache is None else cache.position
         real = new_real_tokens(attention_mask, new=new, seen=seen)
-        projected = self.project_in(x)
-        if real is not None:
-            projected = projected * real
-        mixed, tail = self.conv(projected, None if cache is None else cache["tail"])
+        mixed, tail = self.conv(self.project_in(x), None if cache is None else cache["tail"], real)
         x1, x2, v = mixed.chunk(3, dim=-1)
         u = x2 * v if real is None else x2 * v * real
         past = u
         if cache is not None:
-            cache["tail"], past = tail, cache.append("u", u)
+            cache["tail"], past = tail, cache.append("u", u, attention_mask)
+        packing = Packing(self._real(attention_mask, new=new, slots=past.shape[1], seen=seen))
         # The filter is exact in its lags and the sum long, so that both are float32 whatever the type around them.
         with torch.autocast(x.device.type, enabled=False):
             taps = self._filter(min(past.shape[1], self.config.window or past.shape[1]), x.device)
             convolve = _direct if self.config.impl == "reference" or new == 1 else _fft
-            y = convolve(past.float(), taps, new).to(x.dtype)
+            y = packing.unpack(convolve(packing.pack(past.float()), taps, new)).to(x.dtype)
         return self.project_out(x1 * (y + self.bias * u)), cache
+
+    def _real(self, attention_mask: Tensor | None, *, new: int, slots: int, seen: int) -> Tensor | None:
+        """Which of the remembered and new slots hold real tokens, [B, S]; None when nothing is padded."""
+        if attention_mask is None:
+            return None
+        windowed = self.config.window is not None
+        return key_positions(attention_mask, new=new, keys=slots, seen=seen, windowed=windowed) >= 0
 
     def _filter(self, lags: int, device: torch.device) -> Tensor:
         """The filter's taps [L, D] in float32, the present token's first."""

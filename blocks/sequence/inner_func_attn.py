@@ -32,6 +32,7 @@ from doge_lab.layers.rotary import rotate
 class InnerFuncAttn(SequenceBlock):
     """Attention over tokens scaled by retrieved inner values, with a mask over key positions."""
 
+    weight_matrices = ("retrieval_keys", "inner_values")
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_inner_values": {"choice": [4, 16, 64]},
         "n_inner_value_per_head": {"choice": [1, 2, 4]},

@@ -25,6 +25,7 @@ from doge_lab.errors import UserError
 from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.short_conv import CausalConv
 from doge_lab.layers.softplus_decay import SoftplusDecay
 
@@ -69,7 +70,7 @@ class KimiDeltaAttention(SequenceBlock):
         self.decay = SoftplusDecay(self.n_heads, self.head_dim)
         self.gate_down = nn.Linear(d_model, rank, bias=False)
         self.gate_up = nn.Linear(rank, width, bias=False)
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.norm = RMSNorm(self.head_dim, eps=1e-6)
         self.out = nn.Linear(width, d_model, bias=False)
         self.reset_parameters()
 
@@ -85,7 +86,7 @@ class KimiDeltaAttention(SequenceBlock):
     ) -> tuple[Tensor, LayerCache | None]:
         seen, heads = 0 if cache is None else cache.position, (self.n_heads, self.head_dim)
         real = new_real_tokens(attention_mask, new=x.shape[1], seen=seen)
-        qkv, tail = self.conv(self.qkv(x if real is None else x * real), None if cache is None else cache["conv"])
+        qkv, tail = self.conv(self.qkv(x), None if cache is None else cache["conv"], real)
         q, k, v = F.silu(qkv).unflatten(-1, (3, *heads)).unbind(dim=2)  # [B, T, H, K]
         strength = self.strength(x).float().sigmoid()[..., None]
         log_decay = self.decay(self.step_up(self.step_down(x)).unflatten(-1, heads))

@@ -27,6 +27,7 @@ from doge_lab.cache import CacheSpec, LayerCache, PerToken
 from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import token_positions, visible_keys
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.rotary import rotate
 
 
@@ -66,10 +67,10 @@ class LatentAttention(SequenceBlock):
         self.nope, self.head_v = c.qk_nope_head_dim or d_model // c.n_heads, c.v_head_dim or d_model // c.n_heads
         self.scale = (self.nope + self.rope) ** -0.5
         self.q_down = nn.Linear(d_model, c.q_lora_rank, bias=False) if c.q_lora_rank else nn.Identity()
-        self.q_norm = nn.RMSNorm(c.q_lora_rank, eps=1e-6) if c.q_lora_rank else nn.Identity()
+        self.q_norm = RMSNorm(c.q_lora_rank, eps=1e-6) if c.q_lora_rank else nn.Identity()
         self.q_up = nn.Linear(c.q_lora_rank or d_model, c.n_heads * (self.nope + self.rope), bias=False)
         self.kv_down = nn.Linear(d_model, self.rank + self.rope, bias=False)
-        self.kv_norm = nn.RMSNorm(self.rank, eps=1e-6)
+        self.kv_norm = RMSNorm(self.rank, eps=1e-6)
         self.kv_up = nn.Linear(self.rank, c.n_heads * (self.nope + self.head_v), bias=False)
         self.out = nn.Linear(c.n_heads * self.head_v, d_model, bias=False)
         self.reset_parameters()
@@ -80,7 +81,7 @@ class LatentAttention(SequenceBlock):
                 init_linear(module)
         init_linear(self.out, self.output_scale)
         for norm in (self.q_norm, self.kv_norm):
-            if isinstance(norm, nn.RMSNorm):
+            if isinstance(norm, RMSNorm):
                 norm.reset_parameters()
 
     def forward(

@@ -24,6 +24,7 @@ from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.scalar_recurrence import chunked, recurrent
 
 _EPS = 1e-5  # the published form keeps the last layer's slopes just above 0, and its divisor too
@@ -54,7 +55,7 @@ class LightningAttention(SequenceBlock):
         width = self.n_heads * self.head_dim
         self.qkv = nn.Linear(d_model, 3 * width, bias=False)
         self.gate = nn.Linear(d_model, width, bias=False)
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         self.out = nn.Linear(width, d_model, bias=False)
         self.reset_parameters()
 

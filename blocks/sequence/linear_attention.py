@@ -30,10 +30,13 @@ from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.kernel_attention import kernel_attention
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.norm import RMSNorm
 
 
 class LinearAttention(SequenceBlock):
     """Attention by products of features: a state of fixed size instead of keys and values."""
+
+    weight_matrices = ("q_features", "k_features")
 
     class Config(BlockConfig):
         n_heads: PositiveInt = 4
@@ -76,7 +79,7 @@ class LinearAttention(SequenceBlock):
         shape = (self.n_heads, self.head_dim, self.head_dim)
         self.q_features = nn.Parameter(torch.empty(shape)) if learned else None
         self.k_features = nn.Parameter(torch.empty(shape)) if learned else None
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-6) if c.normalise == "output" else None
+        self.norm = RMSNorm(self.head_dim, eps=1e-6) if c.normalise == "output" else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

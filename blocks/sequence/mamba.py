@@ -77,9 +77,7 @@ class Mamba(SequenceBlock):
     ) -> tuple[Tensor, LayerCache | None]:
         real = new_real_tokens(attention_mask, new=x.shape[1], seen=0 if cache is None else cache.position)
         u, z = self.in_proj(x).chunk(2, dim=-1)  # [B, T, I]
-        if real is not None:
-            u = u * real
-        u, tail = self.conv(u, None if cache is None else cache["conv"])
+        u, tail = self.conv(u, None if cache is None else cache["conv"], real)
         u = F.silu(u)
         step, b, c = self.x_proj(u).split([self.dt_rank, self.config.d_state, self.config.d_state], dim=-1)
         delta = F.softplus(self.dt_proj(step).float())

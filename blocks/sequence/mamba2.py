@@ -86,9 +86,7 @@ class Mamba2(SequenceBlock):
         c = self.config
         real = new_real_tokens(attention_mask, new=x.shape[1], seen=0 if cache is None else cache.position)
         z, ubc, step = self.in_proj(x).split([self.d_inner, self.conv.weight.shape[1], c.n_heads], dim=-1)
-        if real is not None:
-            ubc = ubc * real
-        ubc, tail = self.conv(ubc, None if cache is None else cache["conv"])
+        ubc, tail = self.conv(ubc, None if cache is None else cache["conv"], real)
         u, write, read = F.silu(ubc).float().split([self.d_inner, *[c.n_groups * c.d_state] * 2], dim=-1)
         delta = F.softplus(step.float() + self.dt_bias.float())  # [B, T, H]
         if real is not None:  # a step of no length writes nothing and decays nothing

@@ -35,6 +35,8 @@ _LEAST_SQUARE = torch.finfo(torch.float32).tiny  # keeps the root's slope finite
 class RgLru(SequenceBlock):
     """A gated recurrence of single numbers: the smallest state of all, and no outer products."""
 
+    weight_matrices = ("gate_weight",)
+
     class Config(BlockConfig):
         expand: PositiveFloat = 1.0
         """Inner channels, times d_model; the paper takes 4/3, RecurrentGemma 1."""
@@ -84,9 +86,7 @@ class RgLru(SequenceBlock):
         new, seen = x.shape[1], 0 if cache is None else cache.position
         real = new_real_tokens(attention_mask, new=new, seen=seen)
         gate, u = self.in_proj(x).chunk(2, dim=-1)  # [B, T, I]
-        if real is not None:
-            u = u * real
-        u, tail = self.conv(u, None if cache is None else cache["conv"])
+        u, tail = self.conv(u, None if cache is None else cache["conv"], real)
         log_decay, written = self._gates(u)
         scale = (-torch.expm1(2 * log_decay)).clamp(min=_LEAST_SQUARE).sqrt()
         if self.config.first_token == "whole":

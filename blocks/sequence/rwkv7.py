@@ -28,6 +28,7 @@ from doge_lab.errors import UserError
 from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.packing import Packing
 
 _STRONGEST_LOG_DECAY = -math.exp(-0.5)
 # How the shift starts: channel i of D mixes in 1 - (i / D)^(exponent * share of layers above) of the token before.
@@ -102,7 +103,7 @@ class Rwkv7(SequenceBlock):
         self, x: Tensor, attention_mask: Tensor | None = None, cache: LayerCache | None = None
     ) -> tuple[Tensor, LayerCache | None]:
         real = new_real_tokens(attention_mask, new=x.shape[1], seen=0 if cache is None else cache.position)
-        x_r, x_w, x_k, x_v, x_a, x_g = self._shifted(x if real is None else x * real, cache)
+        x_r, x_w, x_k, x_v, x_a, x_g = self._shifted(x, real, cache)
         k, rate = self.k(x_k), self.rate_up(self.rate_down(x_a)).sigmoid()
         log_decay = _STRONGEST_LOG_DECAY * self.decay_up(self.decay_down(x_w).tanh()).float().sigmoid()
         r, v, unlearnt, learnt, rate, log_decay = (
@@ -137,12 +138,14 @@ class Rwkv7(SequenceBlock):
         gate = self.gate_up(self.gate_down(x_g).sigmoid())
         return self.out((normed + bonus.flatten(2).to(x.dtype)) * gate), cache
 
-    def _shifted(self, x: Tensor, cache: LayerCache | None) -> tuple[Tensor, ...]:
+    def _shifted(self, x: Tensor, real: Tensor | None, cache: LayerCache | None) -> tuple[Tensor, ...]:
         """What r, w, k, v, a and g see of each token and the one before, [B, T, D] each."""
         before = torch.zeros_like(x[:, :1]) if cache is None else cache["shift"].to(x.dtype)
-        difference = torch.cat([before, x[:, :-1]], dim=1) - x
+        packing = Packing.behind_tail(1, real)
+        packed = packing.pack(torch.cat([before, x], dim=1))
+        difference = packing.unpack(packed[:, :-1]) - x
         if cache is not None:
-            cache["shift"] = x[:, -1:]
+            cache["shift"] = packed[:, -1:]
         return tuple(torch.addcmul(x, difference, share) for share in self.shift.unbind())
 
     def cache_spec(self) -> CacheSpec:

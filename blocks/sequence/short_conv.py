@@ -50,17 +50,15 @@ class ShortConv(SequenceBlock):
     ) -> tuple[Tensor, LayerCache | None]:
         seen = 0 if cache is None else cache.position
         real = new_real_tokens(attention_mask, new=x.shape[1], seen=seen)
-        if real is not None:
-            x = x * real  # [B, T, D]
         if self.in_proj is None or self.out is None:
-            return self._convolve(x, cache), cache
+            return self._convolve(x, real, cache), cache
         before, after, value = self.in_proj(x).chunk(3, dim=-1)
-        return self.out(after * self._convolve(before * value, cache)), cache
+        return self.out(after * self._convolve(before * value, real, cache)), cache
 
-    def _convolve(self, x: Tensor, cache: LayerCache | None) -> Tensor:
+    def _convolve(self, x: Tensor, real: Tensor | None, cache: LayerCache | None) -> Tensor:
         if cache is None:
-            return self.conv(x)[0]
-        y, cache["conv"] = self.conv(x, cache["conv"])
+            return self.conv(x, real=real)[0]
+        y, cache["conv"] = self.conv(x, cache["conv"], real)
         return y
 
     def cache_spec(self) -> CacheSpec:

@@ -30,6 +30,7 @@ from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
 from doge_lab.layers.momentum_recurrence import chunked, recurrent
+from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.short_conv import CausalConv
 
 _FORGET_BIAS = -4.0  # memories start out fading by 2 % a token
@@ -65,7 +66,7 @@ class TitansMemory(SequenceBlock):
         self.conv = CausalConv(2 * self.key_dim + self.value_dim, c.kernel_size)
         self.rates = nn.Linear(d_model, 3 * c.n_heads)  # of forgetting, momentum and learning
         self.gate = nn.Linear(d_model, self.value_dim, bias=False)
-        self.norm = nn.RMSNorm(self.value_dim // c.n_heads, eps=1e-6)
+        self.norm = RMSNorm(self.value_dim // c.n_heads, eps=1e-6)
         self.out = nn.Linear(self.value_dim, d_model, bias=False)
         self.reset_parameters()
 
@@ -89,8 +90,7 @@ class TitansMemory(SequenceBlock):
     ) -> tuple[Tensor, LayerCache | None]:
         new, seen = x.shape[1], 0 if cache is None else cache.position
         real = new_real_tokens(attention_mask, new=new, seen=seen)
-        qkv = self.qkv(x if real is None else x * real)
-        qkv, tail = self.conv(qkv, None if cache is None else cache["conv"])
+        qkv, tail = self.conv(self.qkv(x), None if cache is None else cache["conv"], real)
         q, k, v = (
             part.unflatten(-1, (self.config.n_heads, -1)).float()
             for part in F.silu(qkv).split([self.key_dim, self.key_dim, self.value_dim], dim=-1)

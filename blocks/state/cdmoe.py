@@ -39,6 +39,7 @@ from doge_lab.layers.routing import Normalisation, check_normalisation, count_pi
 class CDMoE(StateBlock):
     """A shared perceptron (the cross domain) and private experts of one neuron each, retrieved by product keys."""
 
+    weight_matrices = ("keys", "down", "up")
     width_option = "d_cross_domain"
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_experts": {"choice": [16, 64, 256, 1024]},

@@ -38,6 +38,7 @@ from doge_lab.layers.routing import balance_loss, count_picks
 class FastFeedforward(StateBlock):
     """A tree of `depth` decisions over 2^depth leaves; as wide in all as an MLP when the width is left out."""
 
+    weight_matrices = ("nodes", "gate", "up", "down")
     width_option = "d_leaf"
     search_space: ClassVar[Mapping[str, Any]] = {
         "depth": {"int": [1, 5]},

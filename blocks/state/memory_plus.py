@@ -33,6 +33,7 @@ from doge_lab.layers.routing import Normalisation
 class MemoryPlus(StateBlock):
     """A large table of values, read by product keys, gated by the token and projected to the stream."""
 
+    weight_matrices = ("values",)
     width_option = "n_keys"
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_heads": {"choice": [1, 2, 4]},

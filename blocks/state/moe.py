@@ -31,6 +31,7 @@ from doge_lab.layers.routing import Normalisation, balance_loss, check_normalisa
 class MoE(StateBlock):
     """Token-choice top-k experts, without a capacity limit: no token is ever dropped."""
 
+    weight_matrices = ("gate", "up", "down")
     width_option = "d_expert"
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_experts": {"choice": [4, 8, 16, 32]},

@@ -74,6 +74,8 @@ class Monarch(StateBlock):
 class _MonarchLinear(nn.Module):
     """Pᵀ L P R; both matrices are held as their blocks, transposed. Its owner initialises it."""
 
+    weight_matrices = ("right", "left")
+
     def __init__(self, d_in: int, d_out: int, n_blocks: int) -> None:
         super().__init__()
         between = min(d_in, d_out) // n_blocks

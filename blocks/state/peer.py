@@ -30,6 +30,7 @@ from doge_lab.layers.routing import Normalisation
 class PEER(StateBlock):
     """A perceptron put together for each token, of hidden units that its queries retrieve."""
 
+    weight_matrices = ("down", "up")
     width_option = "n_keys"
     search_space: ClassVar[Mapping[str, Any]] = {"n_heads": {"choice": [1, 2, 4]}, "top_k": {"choice": [2, 4, 8, 16]}}
 

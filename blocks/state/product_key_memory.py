@@ -27,6 +27,7 @@ from doge_lab.layers.routing import Normalisation
 class ProductKeyMemory(StateBlock):
     """A large table of values of which each token reads the few that its queries retrieve."""
 
+    weight_matrices = ("values",)
     width_option = "n_keys"
     search_space: ClassVar[Mapping[str, Any]] = {"n_heads": {"choice": [1, 2, 4]}, "top_k": {"choice": [4, 8, 16, 32]}}
 

@@ -38,6 +38,7 @@ from doge_lab.layers.top_k import top_k_indices
 class SigmoidMoE(StateBlock):
     """Fine-grained experts chosen by biased sigmoids, without a balance loss and without a capacity limit."""
 
+    weight_matrices = ("gate", "up", "down")
     selection_bias: Tensor
     load: Tensor
     width_option = "d_expert"

@@ -43,6 +43,7 @@ from doge_lab.layers.top_k import top_k_indices
 class UltraMem(StateBlock):
     """A large table of values on a grid, retrieved by a Tucker-decomposed score of rows and columns."""
 
+    weight_matrices = ("keys", "core", "values", "projectors")
     width_option = "n_keys"
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_heads": {"choice": [1, 2, 4]},

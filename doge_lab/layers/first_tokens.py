@@ -13,13 +13,11 @@ Source: Xiao et al. 2023, https://arxiv.org/abs/2309.17453
 Shape letters: B batch row, T new token, W visible token of the window, N kept token.
 """
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from doge_lab.layers.masks import new_real_tokens, real_tokens, token_positions, visible_keys
+from doge_lab.layers.masks import new_real_tokens, token_positions, tokens_before, visible_keys
 
 
 def store_first(kept: Tensor, new: Tensor, attention_mask: Tensor | None, *, seen: int) -> Tensor:
@@ -43,15 +41,11 @@ def visible_with_first(
 
     The N slots are there only if tokens have left the window's keys: seen + new > keys.
     """
-    see = functools.partial(visible_keys, new=new, keys=keys, attention_mask=attention_mask, seen=seen, device=device)
-    gone = seen + new - keys
-    early = token_positions(attention_mask, new=keys, seen=gone, device=device) < first
-    visible = see(window=window) | (see() & early[:, None, None])
-    if not gone:
+    visible = visible_keys(
+        new=new, keys=keys, window=window, first=first, attention_mask=attention_mask, seen=seen, device=device
+    )
+    if seen + new == keys:
         return visible
-    slots = torch.arange(first, device=device)
-    if attention_mask is None:
-        filled = (slots < gone)[None]
-    else:
-        filled = slots < real_tokens(attention_mask, new=new, seen=seen)[:, :gone].sum(dim=1, keepdim=True)
+    gone = tokens_before(attention_mask, new=new, seen=seen) - (keys - new)  # real tokens that no key holds
+    filled = torch.arange(first, device=device)[None] < gone
     return torch.cat([filled[:, None, None].expand(-1, 1, new, -1), visible], dim=-1)

@@ -8,6 +8,8 @@ only, so a left-padded row gets the positions of the unpadded one:
                                      query 1   x x .
                                      query 2   . x x
 
+Padding may also stand between real tokens (two left-padded turns of one batch): a window counts real tokens only.
+
 Shape letters: B batch row, T new (query) token, S visible (key) token.
 """
 
@@ -41,25 +43,62 @@ def token_positions(
     return counted.clamp(min=0)[:, seen:]
 
 
+def tokens_before(attention_mask: Tensor | None, *, new: int, seen: int) -> Tensor | int:
+    """How many real tokens each row has had before the new ones: [B, 1], or `seen` when nothing is padded."""
+    if attention_mask is None:
+        return seen
+    return real_tokens(attention_mask, new=new, seen=seen)[:, :seen].sum(dim=1, keepdim=True)
+
+
+def key_positions(
+    attention_mask: Tensor | None,
+    *,
+    new: int,
+    keys: int,
+    seen: int = 0,
+    windowed: bool = False,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Position of each visible key in its row, [B or 1, S]; below zero at padding. The last key is the last new token.
+
+    windowed: the keys before the new ones are what a window of the cache holds, packed: padding in front, then the
+        last real tokens. Otherwise they stand where they were given.
+    """
+    if attention_mask is None:
+        return torch.arange(seen + new - keys, seen + new, device=device)[None]
+    real = real_tokens(attention_mask, new=new, seen=seen)
+    positions = (real.long().cumsum(dim=1) - 1).masked_fill(~real, -1)
+    if not windowed:
+        return positions[:, seen + new - keys :]
+    kept = real[:, :seen].sum(dim=1, keepdim=True) + torch.arange(new - keys, 0, device=real.device)
+    return torch.cat([kept, positions[:, seen:]], dim=1)
+
+
 def visible_keys(
     *,
     new: int,
     keys: int,
     window: int | None = None,
+    first: int = 0,
     attention_mask: Tensor | None = None,
     seen: int = 0,
     device: torch.device | None = None,
 ) -> Tensor:
     """True where a query may look at a key, [B or 1, 1, T, S]; the last query lines up with the last key.
 
-    A query sees itself even when it is padding, so that no softmax runs over nothing.
+    With a window, keys of the past are what `LayerCache.append` keeps of them, and the `first` tokens of a row stay
+    visible. A query sees itself even when it is padding, so that no softmax runs over nothing.
     """
-    query = torch.arange(keys - new, keys, device=device)[:, None]
-    key = torch.arange(keys, device=device)[None, :]
-    visible = key <= query
+    slot = torch.arange(keys, device=device)
+    query_slot = slot[keys - new :, None]
+    visible = (slot <= query_slot)[None]
+    if window is None and attention_mask is None:
+        return visible[:, None]
+    windowed = window is not None
+    key = key_positions(attention_mask, new=new, keys=keys, seen=seen, windowed=windowed, device=device)[:, None]
     if window is not None:
-        visible = visible & (query - key < window)
-    if attention_mask is None:
-        return visible[None, None]
-    real = real_tokens(attention_mask, new=new, seen=seen)[:, None, None, -keys:]
-    return (visible & real) | (key == query)
+        query = key.mT[:, keys - new :]
+        visible = visible & ((query - key < window) | (key < first))
+    if attention_mask is not None:
+        visible = (visible & (key >= 0)) | (slot == query_slot)
+    return visible[:, None]

@@ -87,6 +87,8 @@ class ProductKeyRouter(nn.Module):
     key_norm: whether keys are normalised as well (rms), then scaled by a learned gain for each channel.
     """
 
+    weight_matrices = ("keys",)
+
     def __init__(
         self,
         d_model: int,

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doge_lab.layers.init import init_weight
+from doge_lab.layers.packing import Packing
 
 
 class CausalConv(nn.Module):
     """Each channel mixes its own last `kernel_size` values, the newest last in `weight` [L, C]."""
+
+    weight_matrices = ("weight",)
 
     def __init__(self, channels: int, kernel_size: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -36,16 +39,18 @@ class CausalConv(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Convolve `x` [B, T, C], whose padding the caller has set to zero, after `tail` [B, L - 1, C].
+    def forward(self, x: Tensor, tail: Tensor | None = None, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Convolve `x` [B, T, C], of which `real` [B, T, 1] are tokens (None: all), after `tail` [B, L - 1, C].
 
-        Returns the output [B, T, C] and the new tail.
+        Returns the output [B, T, C], anything at padding, and the new tail. The taps skip padding wherever it stands.
         """
         kernel_size, new = self.weight.shape[0], x.shape[1]
         window = F.pad(x, (0, 0, kernel_size - 1, 0)) if tail is None else torch.cat([tail.to(x.dtype), x], dim=1)
+        packing = Packing.behind_tail(kernel_size - 1, real)
+        window = packing.pack(window)
         # One fused multiply-add per tap: two to three times quicker than conv1d on a CPU, which wants channels first.
         taps = [window[:, j : j + new] for j in range(kernel_size)]
         y = taps[0] * self.weight[0] if self.bias is None else torch.addcmul(self.bias, taps[0], self.weight[0])
         for j in range(1, kernel_size):
             y = torch.addcmul(y, taps[j], self.weight[j])
-        return y.to(x.dtype), window[:, new:]
+        return packing.unpack(y.to(x.dtype)), window[:, new:]

@@ -112,10 +112,13 @@ def _first_line(error: BaseException) -> str:
 
 def the_study(path: Path) -> tuple[Study, RDBStorage]:
     """The one study of doge_lab in `path`. Raises `UserError` for a file that is another's, damaged or empty."""
-    if path.is_dir():
-        raise UserError("is a folder, where the study of a search should be", str(path))
-    if not path.exists():
-        raise UserError(f"{path.parent} holds no {STUDY}; name the --out folder of a search")
+    try:
+        if path.is_dir():
+            raise UserError("is a folder, where the study of a search should be", str(path))
+        if not path.exists():
+            raise UserError(f"{path.parent} holds no {STUDY}; name the --out folder of a search")
+    except OSError as error:  # a name that no file system takes, a folder that may not be entered
+        raise UserError(f"cannot be read: {error.strerror}; name the --out folder of a search", str(path)) from None
     with reading(path):
         _require_tables(path)
         storage = open_storage(path)

@@ -1,0 +1,53 @@
+"""Deterministic arithmetic for one run on a GPU, and which operations have none.
+
+PyTorch warns of each such operation at each call; here they are collected and told once.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_OPERATION = re.compile(r"(\S+) does not have a deterministic implementation|Deterministic behavior was enabled")
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[list[str]]:
+    """Inside, what runs on `device` is deterministic where PyTorch can; afterwards the process is as it was.
+
+    Yields the names of the operations that are not, complete when the block ends; they are warned of in one line.
+    """
+    found: list[str] = []
+    if device.type != "cuda":  # there is nothing to choose on a CPU
+        yield found
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.filterwarnings("default", message=_OPERATION.pattern)  # once for each place, not at each call
+            yield found
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    others = _sorted_out([str(warning.message) for warning in caught], found)
+    for warning in caught:
+        if str(warning.message) in others:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if found:
+        warnings.warn(f"not deterministic on {device}: {', '.join(found)}", stacklevel=3)
+
+
+def _sorted_out(messages: list[str], found: list[str]) -> set[str]:
+    """Puts the operations that have no deterministic form into `found`; returns the other messages."""
+    others = set()
+    for message in messages:
+        operation = _OPERATION.match(message)
+        if operation is None:
+            others.add(message)
+        elif (name := operation[1] or "CuBLAS") not in found:
+            found.append(name)
+    return others
