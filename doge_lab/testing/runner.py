@@ -68,6 +68,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             memory.memory_only_in_cache,
             memory.rows_reorder,
             padding.left_padding,
+            padding.padding_between_turns,
             costs.flops,
             costs.active_params,
             routing.router_weights,
