@@ -11,7 +11,19 @@ import torch
 from doge_lab.block import Block, SequenceBlock, StateBlock
 from doge_lab.cache import Fixed, PerToken
 from doge_lab.errors import UserError, did_you_mean
-from doge_lab.testing import costs, entries, independence, memory, options, outputs, padding, routing, weights
+from doge_lab.testing import (
+    anywhere,
+    costs,
+    entries,
+    independence,
+    memory,
+    options,
+    outputs,
+    padding,
+    routing,
+    transplant,
+    weights,
+)
 from doge_lab.testing.case import Case, Check, Skipped, check, require
 
 LONGEST = 300
@@ -57,7 +69,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             weights.same_seed_same_weights,
             weights.initialisation_survives_assembly,
             weights.parameters_learn,
-            weights.save_load,
+            transplant.save_load,
             independence.rows_independent,
             independence.tokens_independent,
             independence.causal,
@@ -66,6 +78,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             memory.cache_bytes,
             entries.cache_entries_used,
             memory.memory_only_in_cache,
+            transplant.transplant,
             memory.rows_reorder,
             padding.left_padding,
             padding.padding_between_turns,
@@ -78,6 +91,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             routing.auxiliary_losses_do_not_accumulate,
             options.config_round_trip,
             options.bad_options_refused,
+            anywhere.anywhere,
             outputs.compiles,
         )
     }
