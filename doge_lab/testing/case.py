@@ -87,17 +87,21 @@ class Case:
         # a layer may use what a layer below it owns, which therefore has to live as long
         return weakref.WeakKeyDictionary()
 
+    def stack(self, block: Block) -> list[Block]:
+        """The layers below `block`, and `block`."""
+        return [*self._below[block], block]
+
     def state(self, block: Block) -> dict[str, Tensor]:
         """What `block` and the layers below it save, by layer and name: copies."""
         return {
             f"{index}.{name}": tensor.detach().clone()
-            for index, layer in enumerate([*self._below[block], block])
+            for index, layer in enumerate(self.stack(block))
             for name, tensor in layer.state_dict().items()
         }
 
     def load(self, block: Block, state: Mapping[str, Tensor]) -> None:
         """Load what `state` returned for another block of this case."""
-        for index, layer in enumerate([*self._below[block], block]):
+        for index, layer in enumerate(self.stack(block)):
             start = f"{index}."
             layer.load_state_dict({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
 

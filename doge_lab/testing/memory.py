@@ -4,11 +4,13 @@ Shape letters: B batch row, T token, D d_model.
 """
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from doge_lab.block import SequenceBlock
 from doge_lab.cache import LayerCache, nbytes, storage_bytes
 from doge_lab.testing.attributes import all_attributes, same
 from doge_lab.testing.case import SPLIT_TOLERANCE, Case, check, close, in_chunks, output, require
@@ -66,21 +68,24 @@ def cache_bytes(case: Case) -> None:
         lengths |= {2, 3, 33, 64, 257}
         dtypes.append(torch.float16)
     for dtype in dtypes:
-        for length in sorted(length for length in lengths if length <= case.reach + 9):
-            cache = block.init_cache(batch=3, capacity=length, dtype=dtype)
-            require(
-                cache.tensors.keys() == block.cache_spec().keys(), "init_cache allocates other entries than declared"
-            )
-            x = case.input(length=length)
-            with torch.no_grad():
-                in_chunks(block, x, _fixed(length, max(1, length // 2)), cache=cache)
-            for name in cache.tensors.keys() - block.cache_spec().keys():
-                raise AssertionError(f"the cache holds {name!r}, which cache_spec does not declare")
-            declared, held = 3 * nbytes(block.cache_spec(), length, dtype), storage_bytes(_reachable(cache))
-            require(
-                declared == held,
-                f"declares {declared} bytes for 3 rows of {length} tokens in {_short(dtype)}, holds {held}",
-            )
+        require_bytes(block, case, sorted(length for length in lengths if length <= case.reach + 9), dtype)
+
+
+def require_bytes(block: SequenceBlock, case: Case, lengths: Sequence[int], dtype: torch.dtype) -> None:
+    """Raise `AssertionError` where a used cache holds other bytes, or under other names, than `cache_spec` declares."""
+    for length in lengths:
+        cache = block.init_cache(batch=3, capacity=length, dtype=dtype)
+        require(cache.tensors.keys() == block.cache_spec().keys(), "init_cache allocates other entries than declared")
+        x = case.input(length=length)
+        with torch.no_grad():
+            in_chunks(block, x, _fixed(length, max(1, length // 2)), cache=cache)
+        for name in cache.tensors.keys() - block.cache_spec().keys():
+            raise AssertionError(f"the cache holds {name!r}, which cache_spec does not declare")
+        declared, held = 3 * nbytes(block.cache_spec(), length, dtype), storage_bytes(_reachable(cache))
+        require(
+            declared == held,
+            f"declares {declared} bytes for 3 rows of {length} tokens in {_short(dtype)}, holds {held}",
+        )
 
 
 def _reachable(value: Any) -> list[Tensor]:
