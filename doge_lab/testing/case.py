@@ -138,6 +138,20 @@ class Case:
         return torch.randn(batch, length, self.d_model, generator=torch.Generator().manual_seed(seed))
 
     @functools.cached_property
+    def widest(self) -> torch.dtype:
+        """float64 where the block computes in it, which nothing demands; else float32."""
+        x = self.input(2, 80).double()
+        try:
+            with torch.no_grad():
+                block = self.build().double()
+                y = output(block, x)
+                if self.is_sequence:
+                    y = y + in_chunks(block, x, [50, 1, 29])
+        except Exception:
+            return torch.float32
+        return torch.float64 if y.dtype == torch.float64 else torch.float32
+
+    @functools.cached_property
     def windows(self) -> list[int]:
         """The windows that the block's cache declares, smallest first."""
         block = self.build()
