@@ -23,6 +23,9 @@ ROUNDING = 0.3
 SAME_SHAPE = 1e-3
 """The same, relative to the largest output, where other tokens change and the arithmetic does not."""
 
+SAME_MODE = 3e-2
+"""The same, where gradients are recorded or not."""
+
 
 @check()
 def anywhere(case: Case) -> None:
@@ -68,7 +71,9 @@ def _require_repeatable(block: Any, x: Tensor, situation: Situation) -> Tensor:
     again = _run(block, x, seed=0 if block.training else 1)
     close(again, y, "two calls with the same input differ", tolerance=TOLERANCE)
     with torch.no_grad():
-        close(_run(block, x), y, f"the output differs between {situation.grad} and no_grad", tolerance=TOLERANCE)
+        # with gradients PyTorch may choose another kernel
+        allowed = SAME_MODE if situation.rounds else TOLERANCE
+        close(_run(block, x), y, f"the output differs between {situation.grad} and no_grad", allowed)
     return y
 
 

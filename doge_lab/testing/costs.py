@@ -87,6 +87,11 @@ class _Einsums(TorchFunctionMode):
 @check()
 def active_params(case: Case) -> None:
     """`active_params` is the number of parameters, in whole rows, that can change the output of one token."""
+    require_active(case)
+
+
+def require_active(case: Case) -> None:
+    """Raise `AssertionError` where the active parameters declared are not those that a token can feel."""
     block = case.trained()
     total, buffers = block.num_params(), sum(buffer.numel() for buffer in block.buffers())
     declared = block.active_params() - buffers  # a buffer counts as touched, all of it

@@ -23,7 +23,7 @@ TRIES = 30
 
 @check()
 def any_option(case: Case) -> None:
-    """With options drawn from a seed, of `search_space` and beyond, the block keeps its first promises and its costs."""
+    """With options drawn from a seed, of `search_space` and beyond, the first promises and the costs hold too."""
     situations = draw(SEED, 8)
     for index in range(12 if case.full else 3):
         drawn = _drawn(case, random.Random(100 * SEED + index))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from doge_lab.block import SequenceBlock
 from doge_lab.testing.case import Case, check, fit, output, require
-from doge_lab.testing.costs import require_flops
+from doge_lab.testing.costs import require_active, require_flops
 from doge_lab.testing.holdings import numbers_elsewhere
 from doge_lab.testing.memory import require_bytes
 
@@ -65,9 +65,10 @@ def declarations_are_pure(case: Case) -> None:
     for place in [(case.layer_idx, case.n_layers), *places]:
         there = case.at(*place)
         _require_pure(there)
+        # where it declares the same as here, what was measured here is enough, but for two places
         differs = _declared(there.build()) != here
         if differs or case.full or place in (places[3], places[5]):
-            _require_true(there)
+            _require_true(there, active=differs)
 
 
 def _require_pure(case: Case) -> None:
@@ -89,13 +90,15 @@ def _require_pure(case: Case) -> None:
             )
 
 
-def _require_true(case: Case) -> None:
+def _require_true(case: Case, *, active: bool) -> None:
     where = f"at layer_idx={case.layer_idx} of n_layers={case.n_layers}"
     block = case.trained()
     try:
         require_flops(block, [5, 40])
         if case.is_sequence:
             require_bytes(block, case, [11], torch.bfloat16)
+        if active:
+            require_active(case)
     except AssertionError as error:
         raise AssertionError(f"{error} ({where})") from error
 

@@ -15,6 +15,9 @@ from doge_lab.cache import LayerCache, nbytes, storage_bytes
 from doge_lab.testing.attributes import all_attributes, same
 from doge_lab.testing.case import SPLIT_TOLERANCE, Case, check, close, in_chunks, output, require
 
+COARSE = 3e-2
+"""Largest change of the output, relative to its norm, by a cache in bfloat16."""
+
 
 @check(kind="sequence")
 def splits_equal_whole(case: Case) -> None:
@@ -28,6 +31,10 @@ def splits_equal_whole(case: Case) -> None:
                 for room in (0, 5):
                     actual = in_chunks(block, x, chunks, room=room)
                     close(actual, whole, f"calls of {_shortened(chunks)} tokens differ from one call", SPLIT_TOLERANCE)
+            chunks = _fixed(length, 6)
+            coarse = block.init_cache(batch=3, capacity=length, dtype=torch.bfloat16)
+            error = float((in_chunks(block, x, chunks, cache=coarse) - whole).norm() / (whole.norm() or 1.0))
+            require(error <= COARSE, f"a cache in bfloat16 changes the output by {error:.2g} (allowed: {COARSE:g})")
 
 
 def _splits(case: Case, length: int) -> list[list[int]]:
