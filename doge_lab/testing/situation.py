@@ -122,3 +122,15 @@ def reseed(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
+
+
+@contextlib.contextmanager
+def own_generators() -> Iterator[None]:
+    """Leave the caller's random numbers as they were, whatever is drawn inside."""
+    python, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
