@@ -118,7 +118,8 @@ class Block(nn.Module, abc.ABC):
         return self.num_params()
 
     def num_params(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Numbers that the block holds: its parameters and its buffers, whatever wrote them, each once."""
+        return numbers_held(self)
 
     def known_faults(self) -> Mapping[str, str]:
         """Checks of the contract that this *published* form cannot pass: name of the check -> reason."""
@@ -193,6 +194,11 @@ class StateBlock(Block):
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Transform the tokens `x` [B, T, D] one by one; returns the same shape."""
+
+
+def numbers_held(module: nn.Module) -> int:
+    """Numbers in the parameters and buffers of `module`, each tensor once."""
+    return sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
 
 
 def require_divisible(name: str, value: int, divisor_name: str, divisor: int) -> None:

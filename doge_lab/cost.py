@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from doge_lab.block import Block, SequenceBlock
+from doge_lab.block import Block, SequenceBlock, numbers_held
 from doge_lab.cache import nbytes
 from doge_lab.errors import UserError
 from doge_lab.model import CausalLM, ModelConfig
@@ -32,7 +32,7 @@ class LayerCost:
 class Cost:
     """A whole model at one context length.
 
-    params: all parameters, the embedding included.
+    params: all parameters and buffers, the embedding included.
     embedding_params: the looked-up tables among them (tokens and learned positions).
     active_params: parameters one token touches: without looked-up rows, with the head, tied or not.
     flops_per_token: matrix products of one decoding step that sees `context` tokens; a multiply-add is 2.
@@ -69,7 +69,7 @@ def _counted(config: ModelConfig, context: int) -> Cost:
     names = [ref.type for _, entry in config.expanded() for ref in (entry.sequence, entry.state)]
     costs = [_block_cost(block, name, context, dtype) for block, name in zip(model.blocks(), names, strict=True)]
     layers = tuple(LayerCost(*pair) for pair in zip(costs[::2], costs[1::2], strict=True))
-    params = sum(parameter.numel() for parameter in model.parameters())
+    params = numbers_held(model)
     embeddings = [table for table in (model.embed, model.positions) if table is not None]
     embedding_params = sum(table.weight.numel() for table in embeddings)
     head = model.embed.weight.numel()

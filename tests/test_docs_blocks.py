@@ -67,8 +67,9 @@ def test_the_mistakes_get_the_messages_that_the_page_shows(folder):
     for (name, messages), shown in zip(failed.items(), SHOWN, strict=True):
         (check, message), *others = messages
         assert (check, blurred(message)) == (shown[0], blurred(shown[1])), name
-        # What was never written may or may not be finite inside a model.
-        assert {other for other, _ in others} <= {"initialisation_survives_assembly"}, name
+        # What was never written may or may not be finite inside a model; the last ones look at many promises at once.
+        may = {"initialisation_survives_assembly", "padding_between_turns", "transplant", "declarations_are_pure"}
+        assert {other for other, _ in others} <= {*may, "anywhere", "any_length", "any_option"}, name
 
 
 def blurred(message):

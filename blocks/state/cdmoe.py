@@ -189,4 +189,7 @@ class CDMoE(StateBlock):
         return self.num_params() - 2 * (c.n_experts - looked_up) * self.d_model
 
     def flops_per_token(self, context: int) -> int:
-        return 2 * self.active_params()
+        c = self.config
+        retrieved = c.n_experts_heads * c.n_experts_per_head
+        again = retrieved - min(c.n_experts, retrieved)  # rows that several heads retrieve are multiplied by each
+        return 2 * (self.active_params() + 2 * again * self.d_model)

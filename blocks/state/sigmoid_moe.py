@@ -144,7 +144,8 @@ class SigmoidMoE(StateBlock):
         return ExpertMLPs(self.gate, self.up, self.down, self.act)
 
     def flops_per_token(self, context: int) -> int:
-        return 2 * self.active_params()
+        # the two buffers are added and counted, not multiplied
+        return 2 * (self.active_params() - 2 * self.config.n_experts)
 
     def active_params(self) -> int:
         experts = self._experts.numel()

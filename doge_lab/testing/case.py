@@ -3,8 +3,10 @@
 Shape letters: B batch row, T token, D d_model.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -53,27 +55,70 @@ def check(kind: Kind | None = None, mode: Mode = "quick") -> Callable[[Callable[
 
 @dataclass(frozen=True)
 class Case:
-    """A block class with options, and how thoroughly to look at it."""
+    """A block class with options, its place in a model, and how thoroughly to look at it."""
 
     block: type[Block]
     options: Mapping[str, Any] = field(default_factory=dict)
     d_model: int = 32
     full: bool = False
+    layer_idx: int = 0
+    n_layers: int = 2
+
+    def at(self, layer_idx: int, n_layers: int) -> "Case":
+        """The same block at another place."""
+        return dataclasses.replace(self, layer_idx=layer_idx, n_layers=n_layers)
 
     @property
     def is_sequence(self) -> bool:
         return issubclass(self.block, SequenceBlock)
 
     def build(self, seed: int = 0) -> Any:
-        """A fresh block in evaluation mode, as the first of two layers."""
+        """A fresh block in evaluation mode; the layers below its place are built first, as a model builds them."""
         torch.manual_seed(seed)
-        return self.block(self.d_model, layer_idx=0, n_layers=2, **self.options).eval()
+        *below, block = [
+            self.block(self.d_model, layer_idx=layer_idx, n_layers=self.n_layers, **self.options).eval()
+            for layer_idx in range(self.layer_idx + 1)
+        ]
+        self._below[block] = below
+        return block
+
+    @functools.cached_property
+    def _below(self) -> MutableMapping[Block, list[Block]]:
+        # a layer may use what a layer below it owns, which therefore has to live as long
+        return weakref.WeakKeyDictionary()
+
+    def stack(self, block: Block) -> list[Block]:
+        """The layers below `block`, and `block`."""
+        return [*self._below[block], block]
+
+    def state(self, block: Block) -> dict[str, Tensor]:
+        """What `block` and the layers below it save, by layer and name: copies."""
+        return {
+            f"{index}.{name}": tensor.detach().clone()
+            for index, layer in enumerate(self.stack(block))
+            for name, tensor in layer.state_dict().items()
+        }
+
+    def load(self, block: Block, state: Mapping[str, Tensor]) -> None:
+        """Load what `state` returned for another block of this case."""
+        for index, layer in enumerate(self.stack(block)):
+            start = f"{index}."
+            layer.load_state_dict({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
 
     def trained(self) -> Any:
         """A block after a few steps of training: what starts at zero can no longer hide a fault."""
         block = self.build()
         if self._trained_state:
-            block.load_state_dict(self._trained_state)
+            self.load(block, self._trained_state)
+        return block
+
+    def moved(self, seed: int) -> Any:
+        """A trained block whose gates, biases and scales have moved far, as in a long training: anything may open."""
+        block, generator = self.trained(), torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in block.parameters():
+                far = 2.0 if parameter.numel() <= 4 * self.d_model else 0.5 * float(parameter.std())
+                parameter += far * torch.randn(parameter.shape, generator=generator)
         return block
 
     @functools.cached_property
@@ -82,8 +127,8 @@ class Case:
         try:
             block = self.build()
             fit(self, block, steps=3)
-            state = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-            self.build().load_state_dict(state)
+            state = self.state(block)
+            self.load(self.build(), state)
         except Exception:
             return {}
         return state if all(value.isfinite().all() for value in state.values()) else {}
@@ -91,6 +136,20 @@ class Case:
     def input(self, batch: int = 3, length: int = 17, seed: int = 1) -> Tensor:
         """Normal numbers [B, T, D] that depend on the seed alone."""
         return torch.randn(batch, length, self.d_model, generator=torch.Generator().manual_seed(seed))
+
+    @functools.cached_property
+    def widest(self) -> torch.dtype:
+        """float64 where the block computes in it, which nothing demands; else float32."""
+        x = self.input(2, 80).double()
+        try:
+            with torch.no_grad():
+                block = self.build().double()
+                y = output(block, x)
+                if self.is_sequence:
+                    y = y + in_chunks(block, x, [50, 1, 29])
+        except Exception:
+            return torch.float32
+        return torch.float64 if y.dtype == torch.float64 else torch.float32
 
     @functools.cached_property
     def windows(self) -> list[int]:
@@ -171,17 +230,18 @@ def fit(
     lr: float = 1e-2,
     auxiliary: bool = True,
     inspect: Callable[[], None] | None = None,
+    first: int = 0,
 ) -> None:
     """Train on random targets with AdamW without decay; `inspect` sees the gradients before each step.
 
-    `auxiliary` adds what a routed block reports to the loss.
+    `auxiliary` adds what a routed block reports to the loss. Numbers depend on the step, counted from `first`.
     """
     parameters = [parameter for parameter in block.parameters() if parameter.requires_grad]
     if not parameters:
         return
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     block.train()
-    for step in range(steps):
+    for step in range(first, first + steps):
         optimizer.zero_grad()
         torch.manual_seed(step)
         x, target = case.input(8, 32, seed=100 + step), case.input(8, 32, seed=200 + step)

@@ -4,14 +4,19 @@ Shape letters: B batch row, T token, D d_model.
 """
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from doge_lab.block import SequenceBlock
 from doge_lab.cache import LayerCache, nbytes, storage_bytes
 from doge_lab.testing.attributes import all_attributes, same
 from doge_lab.testing.case import SPLIT_TOLERANCE, Case, check, close, in_chunks, output, require
+
+COARSE = 3e-2
+"""Largest change of the output, relative to its norm, by a cache in bfloat16."""
 
 
 @check(kind="sequence")
@@ -26,6 +31,10 @@ def splits_equal_whole(case: Case) -> None:
                 for room in (0, 5):
                     actual = in_chunks(block, x, chunks, room=room)
                     close(actual, whole, f"calls of {_shortened(chunks)} tokens differ from one call", SPLIT_TOLERANCE)
+            chunks = _fixed(length, 6)
+            coarse = block.init_cache(batch=3, capacity=length, dtype=torch.bfloat16)
+            error = float((in_chunks(block, x, chunks, cache=coarse) - whole).norm() / (whole.norm() or 1.0))
+            require(error <= COARSE, f"a cache in bfloat16 changes the output by {error:.2g} (allowed: {COARSE:g})")
 
 
 def _splits(case: Case, length: int) -> list[list[int]]:
@@ -66,21 +75,24 @@ def cache_bytes(case: Case) -> None:
         lengths |= {2, 3, 33, 64, 257}
         dtypes.append(torch.float16)
     for dtype in dtypes:
-        for length in sorted(length for length in lengths if length <= case.reach + 9):
-            cache = block.init_cache(batch=3, capacity=length, dtype=dtype)
-            require(
-                cache.tensors.keys() == block.cache_spec().keys(), "init_cache allocates other entries than declared"
-            )
-            x = case.input(length=length)
-            with torch.no_grad():
-                in_chunks(block, x, _fixed(length, max(1, length // 2)), cache=cache)
-            for name in cache.tensors.keys() - block.cache_spec().keys():
-                raise AssertionError(f"the cache holds {name!r}, which cache_spec does not declare")
-            declared, held = 3 * nbytes(block.cache_spec(), length, dtype), storage_bytes(_reachable(cache))
-            require(
-                declared == held,
-                f"declares {declared} bytes for 3 rows of {length} tokens in {_short(dtype)}, holds {held}",
-            )
+        require_bytes(block, case, sorted(length for length in lengths if length <= case.reach + 9), dtype)
+
+
+def require_bytes(block: SequenceBlock, case: Case, lengths: Sequence[int], dtype: torch.dtype) -> None:
+    """Raise `AssertionError` where a used cache holds other bytes, or under other names, than `cache_spec` declares."""
+    for length in lengths:
+        cache = block.init_cache(batch=3, capacity=length, dtype=dtype)
+        require(cache.tensors.keys() == block.cache_spec().keys(), "init_cache allocates other entries than declared")
+        x = case.input(length=length)
+        with torch.no_grad():
+            in_chunks(block, x, _fixed(length, max(1, length // 2)), cache=cache)
+        for name in cache.tensors.keys() - block.cache_spec().keys():
+            raise AssertionError(f"the cache holds {name!r}, which cache_spec does not declare")
+        declared, held = 3 * nbytes(block.cache_spec(), length, dtype), storage_bytes(_reachable(cache))
+        require(
+            declared == held,
+            f"declares {declared} bytes for 3 rows of {length} tokens in {_short(dtype)}, holds {held}",
+        )
 
 
 def _reachable(value: Any) -> list[Tensor]:

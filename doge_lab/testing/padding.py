@@ -1,4 +1,4 @@
-"""The check of padding: a padded row gives at its real tokens what the unpadded row gives.
+"""The checks of padding: a padded row gives at its real tokens what the unpadded row gives.
 
 Shape letters: B batch row, T token, D d_model.
 """
@@ -34,6 +34,39 @@ def left_padding(case: Case) -> None:
                     actual = in_chunks(block, given, whole, mask)
                     _require_rows(actual, alone, f"a left-padded row differs in {len(whole)} calls with a cache")
             _require_right_padding(block, x)
+
+
+@check(kind="sequence")
+def padding_between_turns(case: Case) -> None:
+    """Padding between real tokens changes nothing either, whatever it holds: several left-padded turns of one batch."""
+    block = case.trained()
+    with torch.no_grad():
+        for length in sorted({12, *(min(window, case.reach) + 3 for window in case.windows)}):
+            turns = [length, 7, 5]
+            mask, x = _turns(turns), case.input(length=sum(turns))
+            loud = torch.where(mask[..., None], x, 50 * x)
+            expected = [output(block, row[real][None]) for row, real in zip(x, mask, strict=True)]
+            for given, promise in (
+                (x, "a row with padding between its turns differs from the row without it"),
+                (loud, "what padding between two turns holds reaches real tokens"),
+            ):
+                _require_real(output(block, given, mask), expected, mask, f"{promise}, in one call")
+                for chunks in (turns, [length, *[1] * 7, 5], [length - 2, 4, 1, 9]):
+                    y = in_chunks(block, given, chunks, mask)
+                    _require_real(y, expected, mask, f"{promise}, in {len(chunks)} calls with a cache")
+
+
+def _turns(lengths: list[int]) -> Tensor:
+    """The mask [B, T] of turns, each padded on the left to the longest of the batch; one row is silent for a turn."""
+    longest = torch.tensor(lengths)
+    real = torch.stack([longest, longest - torch.tensor([3, 2, 4]), longest - torch.tensor([5, 7, 0])])
+    return torch.cat([torch.arange(n) >= n - real[:, turn, None] for turn, n in enumerate(lengths)], dim=1)
+
+
+def _require_real(actual: Tensor, expected: list[Tensor], mask: Tensor, promise: str) -> None:
+    require(actual.isfinite().all(), f"{promise}: the output is not finite")
+    for row, real in enumerate(mask):
+        close(actual[row, real][None], expected[row], f"{promise} (row {row})", SPLIT_TOLERANCE)
 
 
 def _require_rows(actual: Tensor, expected: list[Tensor], promise: str) -> None:

@@ -11,10 +11,28 @@ import torch
 from doge_lab.block import Block, SequenceBlock, StateBlock
 from doge_lab.cache import Fixed, PerToken
 from doge_lab.errors import UserError, did_you_mean
-from doge_lab.testing import costs, entries, independence, memory, options, outputs, padding, routing, weights
+from doge_lab.testing import (
+    anywhere,
+    costs,
+    drawn_options,
+    entries,
+    function,
+    gradients,
+    independence,
+    knowledge,
+    lengths,
+    memory,
+    options,
+    outputs,
+    padding,
+    routing,
+    transplant,
+    weights,
+)
 from doge_lab.testing.case import Case, Check, Skipped, check, require
+from doge_lab.testing.situation import own_generators
 
-LONGEST = 300
+LONGEST = 400
 """Characters of another library's message that are kept."""
 
 Status = Literal["passed", "failed", "known_fault", "skipped"]
@@ -57,7 +75,9 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             weights.same_seed_same_weights,
             weights.initialisation_survives_assembly,
             weights.parameters_learn,
-            weights.save_load,
+            gradients.gradients,
+            transplant.save_load,
+            knowledge.knowledge_is_counted,
             independence.rows_independent,
             independence.tokens_independent,
             independence.causal,
@@ -66,17 +86,26 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             memory.cache_bytes,
             entries.cache_entries_used,
             memory.memory_only_in_cache,
+            transplant.transplant,
             memory.rows_reorder,
             padding.left_padding,
+            padding.padding_between_turns,
             costs.flops,
             costs.active_params,
+            knowledge.declarations_are_pure,
             routing.router_weights,
             routing.router_choice,
             routing.router_usage,
             routing.rows_reachable,
             routing.auxiliary_losses_do_not_accumulate,
+            function.computes_something,
+            function.width_works,
+            function.search_space_works,
             options.config_round_trip,
             options.bad_options_refused,
+            lengths.any_length,
+            anywhere.anywhere,
+            drawn_options.any_option,
             outputs.compiles,
         )
     }
@@ -142,7 +171,7 @@ def _run(each: Check, case: Case, faults: Mapping[str, str]) -> CheckResult:
     problem = None
     try:
         # warnings are advice on speed, and no promise: they must not decide under a filter that makes them errors
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+        with own_generators(), warnings.catch_warnings(action="ignore"):
             torch.manual_seed(0)
             each.run(case)
     except Skipped as reason:
