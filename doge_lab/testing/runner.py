@@ -148,9 +148,9 @@ def _run(each: Check, case: Case, faults: Mapping[str, str]) -> CheckResult:
     except Skipped as reason:
         return CheckResult(each.name, True, str(reason), "skipped")
     except AssertionError as error:
-        problem = _one_line(error) or "AssertionError"
+        problem = one_line(error) or "AssertionError"
     except (Exception, SystemExit) as error:
-        problem = f"{type(error).__name__}: {_one_line(error)}"
+        problem = f"{type(error).__name__}: {one_line(error)}"
     return _judged(each.name, problem, faults.get(each.name))
 
 
@@ -162,7 +162,8 @@ def _judged(name: str, problem: str | None, fault: str | None) -> CheckResult:
     return CheckResult(name, True, f"{fault} (seen: {problem})", "known_fault")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The first line of what was raised, cut where another library is long-winded."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else ""
     return first if len(first) <= LONGEST else first[: LONGEST - 3] + "..."
