@@ -24,13 +24,19 @@ import torch
 from doge_lab.config import RunConfig, fingerprint, foreign_blocks
 from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
-from doge_lab.tasks import Metrics, ScoredOn, Task
+from doge_lab.tasks import Metrics, ScoredOn, Task, TaskData
 from doge_lab.train import Diverged, StepReport, predictor, save_tensors, train
 
 RECORD, WEIGHTS, CHECKPOINT = "record.jsonl", "model.safetensors", "checkpoint.safetensors"
 PACKAGES = ("torch", "numpy", "einx", "transformers", "optuna", "pydantic", "sentencepiece")
 
 OnReport = Callable[[StepReport], None]
+Accept = Callable[[CausalLM, TaskData], None]
+"""Looks at a trained model before it counts as one; raises `BreaksContract`."""
+
+
+class BreaksContract(RuntimeError):
+    """A trained model does not keep a promise of the contract. A result about its blocks, not a fault of the lab."""
 
 
 def execute(
@@ -41,20 +47,20 @@ def execute(
     scored_on: ScoredOn = "test",
     device: str = "cpu",
     on_report: OnReport = lambda report: None,
+    accept: Accept = lambda model, data: None,
 ) -> dict[str, Any]:
     """Train and score the resolved `run` on one of its tasks; returns the record's last event.
 
     A folder that holds this very run finished is read, not run again; unfinished, it is continued from its
-    checkpoint. Raises `UserError` when it holds another run, `Diverged` when the loss stops being a number.
+    checkpoint. Raises `UserError` when it holds another run, `Diverged` when the loss stops being a number,
+    `BreaksContract` when `accept` does.
     """
     identity = {"fingerprint": fingerprint(run), "seed": run.seed, "task": task.label, "scored_on": scored_on}
     before = read_record(folder)
     if before and {key: before[0].get(key) for key in identity} != identity:
         raise UserError(f"{folder} holds another run (or other options); choose another --out")
-    if before and before[-1]["event"] == "end" and (folder / WEIGHTS).exists():
-        return before[-1]
-    if before and before[-1]["event"] == "failed":
-        raise Diverged(before[-1]["reason"])
+    if finished := _finished(folder, before):
+        return finished
     folder.mkdir(parents=True, exist_ok=True)
     data = task.data(seed=run.seed, scored_on=scored_on)
     cost = run.cost()
@@ -74,22 +80,32 @@ def execute(
         metrics = data.evaluate(predictor(model))
         if not math.isfinite(metrics["bits"]):
             raise Diverged(f"the model's answers are not finite after {config.steps} steps")
-    except Diverged as error:
-        write("failed", reason=str(error))
+        scored = time.monotonic() - wall, time.process_time() - cpu
+        accept(model, data)
+    except (Diverged, BreaksContract) as error:
+        write("failed", reason=str(error), contract=isinstance(error, BreaksContract))
         raise
     metrics |= _per_parameter(metrics, cost.params, cost.active_params)
     metrics["exposures"] = data.exposures(config.steps * config.batch_size)
     save_tensors(model.state_dict(), folder / WEIGHTS)
-    wall_seconds = trained.wall_seconds + time.monotonic() - wall
+    wall_seconds = trained.wall_seconds + scored[0]
     end = write(
         "end",
         metrics=metrics,
         wall_seconds=wall_seconds,
-        cpu_seconds=trained.cpu_seconds + time.process_time() - cpu,
+        cpu_seconds=trained.cpu_seconds + scored[1],
         gpu_seconds=wall_seconds if device.startswith("cuda") else 0.0,  # how long a GPU was held
     )
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return end
+
+
+def _finished(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last event of a run that came to its end, good or (raised) bad."""
+    last = events[-1] if events else {"event": "none"}
+    if last["event"] == "failed":
+        raise (BreaksContract if last.get("contract") else Diverged)(last["reason"])
+    return last if last["event"] == "end" and (folder / WEIGHTS).exists() else None
 
 
 def read_record(folder: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 PHASES = {
     "check": "checking that every block of the space keeps the contract",
+    "audit": "looking at the trained models of the front again",
     "confirm": "training the front again on fresh test data",
 }
 
@@ -109,7 +110,10 @@ def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") 
                     for state in ("complete", "rejected", "failed", "running")
                 },
                 "ended_early": results.ended_early,
-                "front": json.loads(written["front.json"].read_text(encoding="utf-8")),
+                **{
+                    name: json.loads(written[f"{name}.json"].read_text(encoding="utf-8"))
+                    for name in ("front", "struck")
+                },
             }
         )
         return

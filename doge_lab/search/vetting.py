@@ -119,14 +119,14 @@ def suspects(space: Space) -> list[Suspect]:
     return list(dict.fromkeys(suspect for filled in alternatives(space.run) for suspect in suspects_of(filled)))
 
 
-def suspects_of(filled: Any) -> list[Suspect]:
-    """The blocks of one filled space, each once."""
+def suspects_of(filled: Any, *, full: bool = False) -> list[Suspect]:
+    """The blocks of one filled space, each once; `full` for all checks."""
     found: dict[Suspect, None] = {}
     model = config.parse(filled).model
     for layer in model.layers:
         for ref in (layer.sequence, layer.state):
             written = ref.options.model_dump(mode="json", exclude_defaults=True)
-            found[Suspect(ref.kind, ref.type, json.dumps(written, sort_keys=True), model.d_model)] = None
+            found[Suspect(ref.kind, ref.type, json.dumps(written, sort_keys=True), model.d_model, full)] = None
     return list(found)
 
 

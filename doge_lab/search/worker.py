@@ -1,9 +1,11 @@
 """A long-lived worker process: reads jobs from standard input, a line of JSON each, and answers the same way.
 
     job     {"job": 7, "run": {...}, "folder": "...", "scored_on": "validation"}      or {"job": -1, "suspect": {...}}
+            {"job": -2, "audit": true, "run": {...}, "folder": "...", "allow_faults": false}
     answer  {"event": "report", "job": 7, "task": "recall", "step": 120, "steps": 300}
             {"event": "done", "job": 7, "metrics": {...}, "seconds": 8.1, "cpu_seconds": 8.0}
             {"event": "done", "job": -1, "results": [...]}                             of the checks
+            {"event": "done", "job": -2, "found": {...}}                               of an audit
             {"event": "failed", "job": 7, "reason": "..."}
             {"event": "examined", "job": 7, "suspect": {...}, "results": [...]}
 
@@ -29,6 +31,8 @@ import torch
 
 from doge_lab import config, registry
 from doge_lab.objective import evaluate
+from doge_lab.run import BreaksContract
+from doge_lab.search.auditor import audit
 from doge_lab.search.vetting import Suspect, examine, verdict
 from doge_lab.train import Diverged, StepReport
 
@@ -52,6 +56,9 @@ def main() -> None:
 
 
 def _work(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
+    if "audit" in job:
+        _audit(job, device, answers)
+        return
     if "suspect" not in job:
         _train(job, device, answers)
         return
@@ -59,6 +66,13 @@ def _work(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
         _answer(answers, event="done", job=job["job"], results=examine(Suspect(**job["suspect"])))
     except Exception as error:
         _answer(answers, event="failed", job=job["job"], reason=_one_line(error))
+
+
+def _audit(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
+    """A second look at a trained candidate; it raises nothing."""
+    run = config.parse(job["run"])
+    found = audit(run, Path(job["folder"]), device=device, allow_faults=job["allow_faults"])
+    _answer(answers, event="done", job=job["job"], found=found)
 
 
 def _train(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
@@ -75,8 +89,9 @@ def _train(job: Mapping[str, Any], device: str, answers: TextIO) -> None:
         run = config.parse(job["run"])
         reports = {task.label: partial(report, task=task.label) for task in run.tasks}
         measured = evaluate(run, folder, scored_on=job["scored_on"], device=device, on_report=reports)
-    except Diverged as error:
-        _answer(answers, event="failed", job=number, reason=str(error), diverged=True)
+    except (Diverged, BreaksContract) as error:
+        kind = {"diverged": isinstance(error, Diverged), "contract": isinstance(error, BreaksContract)}
+        _answer(answers, event="failed", job=number, reason=str(error), **kind)
     except Exception as error:  # a block may raise anything: it fails its trial, never the search
         with contextlib.suppress(OSError):  # a full disk may be the very error
             folder.mkdir(parents=True, exist_ok=True)
