@@ -110,10 +110,8 @@ def _finish(search: "Coordinator", options: argparse.Namespace, note: str = "") 
                     for state in ("complete", "rejected", "failed", "running")
                 },
                 "ended_early": results.ended_early,
-                **{
-                    name: json.loads(written[f"{name}.json"].read_text(encoding="utf-8"))
-                    for name in ("front", "struck")
-                },
+                "front": json.loads(written["front.json"].read_text(encoding="utf-8")),
+                "struck": json.loads(written["struck.json"].read_text(encoding="utf-8")),
             }
         )
         return

@@ -11,7 +11,7 @@ __all__ = ["write_report"]
 
 
 def write_report(results: Results, directory: Path) -> dict[str, Path]:
-    """Write `report.html`, `front.json`, `struck.json`, `trials.csv`, `space.yaml`, a run file per front model; name -> where it lies.
+    """Write the page, the files for programs and a run file per front model; name -> where it lies.
 
     Each file is replaced whole. Run files of models that have left the front are removed. Raises `OSError`.
     """

@@ -31,6 +31,6 @@ def audit_line(results: Results) -> str:
         )
     struck = f'; <a href="#struck">{len(results.struck)} struck</a>' if results.struck else ""
     return (
-        "Every model of the front was looked at again, trained and whole, by another process: its score comes out of its "
-        f"saved weights and, token by token, of a live cache that holds the bytes declared{struck}."
+        "Every model of the front was looked at again, trained and whole, by another process: its score comes out of "
+        f"its saved weights and, token by token, of a live cache that holds the bytes declared{struck}."
     )

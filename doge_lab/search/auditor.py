@@ -24,6 +24,7 @@ from doge_lab.testing.runner import CheckResult, one_line
 from doge_lab.testing.trained import check_model, decoding
 from doge_lab.train import predictor
 
+Pair = tuple[CausalLM, CausalLM]
 SAME, CACHED = 1e-6, 1e-3
 """Bits that two scores of one model may differ by, as a share of what there is to know: with the saved weights, and
 through a live cache in float32."""
@@ -65,17 +66,16 @@ def _require_blocks(run: RunConfig, *, allow_faults: bool) -> None:
             raise BreaksContract(said)
 
 
-def _loaded(run: RunConfig, weights: Path, device: str) -> list[CausalLM]:
+def _loaded(run: RunConfig, weights: Path, device: str) -> Pair:
     """Two models with the saved weights; what they begin with is not theirs."""
-    models = []
-    for seed in (run.seed + 1, run.seed + 2):
-        model = CausalLM.build(run.model, seed=seed, device=torch_device(device))
-        model.load_state_dict(load_file(weights))
-        models.append(model.eval())
-    return models
+    saved, where = load_file(weights), torch_device(device)
+    first, second = (CausalLM.build(run.model, seed=run.seed + other, device=where).eval() for other in (1, 2))
+    for model in (first, second):
+        model.load_state_dict(saved)
+    return first, second
 
 
-def _cases(run: RunConfig, task: Task, models: list[CausalLM], data: TaskData) -> Iterator[Assembled]:
+def _cases(run: RunConfig, task: Task, models: Pair, data: TaskData) -> Iterator[Assembled]:
     """On what it was trained, and on what is scored where that is of another length."""
     trained = as_trained(run, task, *models, data)
     yield trained
@@ -93,9 +93,7 @@ def _cases(run: RunConfig, task: Task, models: list[CausalLM], data: TaskData) -
     yield Assembled(*models, longest[: len(trained.tokens)].to(trained.device), seed=run.seed)
 
 
-def _scored_again(
-    models: list[CausalLM], data: TaskData, recorded: Metrics, results: list[CheckResult]
-) -> dict[str, float]:
+def _scored_again(models: Pair, data: TaskData, recorded: Metrics, results: list[CheckResult]) -> dict[str, float]:
     """The bits of one model by three ways, which must be those that were recorded."""
     held = getattr(torch, models[0].config.cache_dtype)
     bits = {
