@@ -5,6 +5,7 @@ after training and more, and scores it again: as it was recorded, and token by t
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,10 @@ from doge_lab.run import WEIGHTS, BreaksContract, torch_device
 from doge_lab.search.vetting import examine, remembered, suspects_of, verdict
 from doge_lab.tasks import Metrics, Task, TaskData
 from doge_lab.testing.assembled import Assembled, through_cache
-from doge_lab.testing.runner import CheckResult, one_line
-from doge_lab.testing.trained import check_model, decoding
+from doge_lab.testing.runner import one_line
+from doge_lab.testing.trained import check_model, decoding, faults_of
 from doge_lab.train import predictor
 
-Pair = tuple[CausalLM, CausalLM]
 SAME, CACHED = 1e-6, 1e-3
 """Bits that two scores of one model may differ by, as a share of what there is to know: with the saved weights, and
 through a live cache in float32."""
@@ -39,17 +39,15 @@ def audit(run: RunConfig, folder: Path, *, device: str, allow_faults: bool) -> d
     """
     found: dict[str, Any] = {"reason": "", "not_asked": [], "cache_bytes_held": None, "tasks": {}}
     try:
-        _require_blocks(run, allow_faults=allow_faults)
-        recorded = evaluate(run, folder, scored_on="validation", device=device)
-        for task in run.tasks:
-            models = _loaded(run, run_folder(folder, run, task, "validation") / WEIGHTS, device)
-            data = task.data(seed=run.seed, scored_on="validation")
-            cases = _cases(run, task, models, data)
-            results = [result for case in cases for result in check_model(case, thorough=True)]
-            found["not_asked"] += [f"{task.label}: {each.message}" for each in results if each.status == "known_fault"]
-            require_sound(results)
-            found["tasks"][task.label] = _scored_again(models, data, recorded.metrics[task.label], results)
-            found["cache_bytes_held"] = _held(models[0], run)
+        recorded = evaluate(run, folder, scored_on="validation", device=device).metrics
+        trained = [_Trained.load(run, task, folder, device) for task in run.tasks]
+        # first of all: what is trained here, by a check, may learn again what the weights do not hold
+        for each in trained:
+            found["tasks"][each.task.label] = each.scored_again(recorded[each.task.label])
+        for each in trained:
+            found["not_asked"] += each.asked_again()
+        found["cache_bytes_held"] = _held(trained[0].models[0], run) if trained else None
+        require_blocks(run, allow_faults=allow_faults)
     except BreaksContract as error:
         found["reason"] = str(error)
     except Exception as error:  # a block may raise anything
@@ -57,7 +55,57 @@ def audit(run: RunConfig, folder: Path, *, device: str, allow_faults: bool) -> d
     return found
 
 
-def _require_blocks(run: RunConfig, *, allow_faults: bool) -> None:
+@dataclass(frozen=True)
+class _Trained:
+    """What training left of one task: two models with the saved weights, which began with others."""
+
+    run: RunConfig
+    task: Task
+    data: TaskData
+    models: tuple[CausalLM, CausalLM]
+
+    @classmethod
+    def load(cls, run: RunConfig, task: Task, folder: Path, device: str) -> "_Trained":
+        saved = load_file(run_folder(folder, run, task, "validation") / WEIGHTS)
+        where = torch_device(device)
+        first, second = (CausalLM.build(run.model, seed=run.seed + other, device=where).eval() for other in (1, 2))
+        for model in (first, second):
+            model.load_state_dict(saved)
+        return cls(run, task, task.data(seed=run.seed, scored_on="validation"), (first, second))
+
+    def scored_again(self, recorded: Metrics) -> dict[str, float]:
+        """The bits of the model, asked in three ways, which must be those recorded."""
+        held = getattr(torch, self.run.model.cache_dtype)
+        bits = {
+            "bits": self.data.evaluate(predictor(self.models[0]))["bits"],
+            "bits_through_cache": self.data.evaluate(through_cache(self.models, torch.float32))["bits"],
+            "bits_through_held_cache": self.data.evaluate(through_cache(self.models, held))["bits"],
+        }
+        _require_bits(bits["bits"], recorded, SAME, "with the weights that were saved")
+        if not faults_of(decoding, self.models[0]):
+            _require_bits(bits["bits_through_cache"], recorded, CACHED, "through a live cache")
+        return bits
+
+    def asked_again(self) -> list[str]:
+        """Ask the model everything; returns what was not asked, and why."""
+        results = [result for case in self._cases() for result in check_model(case, thorough=True)]
+        require_sound(results)
+        return [f"{self.task.label}: {each.message}" for each in results if each.status == "known_fault"]
+
+    def _cases(self) -> Iterator[Assembled]:
+        """On what it was trained, and on what is scored where that is of another length."""
+        trained = as_trained(self.run, self.task, *self.models, self.data)
+        yield trained
+        if trained.tokens.shape[1] == self.task.context:
+            return
+        seen: list[Tensor] = []
+        ask = predictor(self.models[0])
+        self.data.evaluate(lambda inputs: (seen.append(inputs), ask(inputs))[1])  # type: ignore[func-returns-value]
+        longest = max(seen, key=lambda inputs: inputs.shape[1])
+        yield Assembled(*self.models, longest[: len(trained.tokens)].to(trained.device), seed=self.run.seed)
+
+
+def require_blocks(run: RunConfig, *, allow_faults: bool) -> None:
     """Every check on every block, at this width."""
     for suspect in suspects_of(run.dump(), full=True):
         results = remembered(suspect)
@@ -66,51 +114,10 @@ def _require_blocks(run: RunConfig, *, allow_faults: bool) -> None:
             raise BreaksContract(said)
 
 
-def _loaded(run: RunConfig, weights: Path, device: str) -> Pair:
-    """Two models with the saved weights; what they begin with is not theirs."""
-    saved, where = load_file(weights), torch_device(device)
-    first, second = (CausalLM.build(run.model, seed=run.seed + other, device=where).eval() for other in (1, 2))
-    for model in (first, second):
-        model.load_state_dict(saved)
-    return first, second
-
-
-def _cases(run: RunConfig, task: Task, models: Pair, data: TaskData) -> Iterator[Assembled]:
-    """On what it was trained, and on what is scored where that is of another length."""
-    trained = as_trained(run, task, *models, data)
-    yield trained
-    if trained.tokens.shape[1] == task.context:
-        return
-    seen: list[Tensor] = []
-    ask = predictor(models[0])
-
-    def predict(inputs: Tensor) -> Tensor:
-        seen.append(inputs)
-        return ask(inputs)
-
-    data.evaluate(predict)
-    longest = max(seen, key=lambda inputs: inputs.shape[1])
-    yield Assembled(*models, longest[: len(trained.tokens)].to(trained.device), seed=run.seed)
-
-
-def _scored_again(models: Pair, data: TaskData, recorded: Metrics, results: list[CheckResult]) -> dict[str, float]:
-    """The bits of one model by three ways, which must be those that were recorded."""
-    held = getattr(torch, models[0].config.cache_dtype)
-    bits = {
-        "bits": data.evaluate(predictor(models[0]))["bits"],
-        "bits_through_cache": data.evaluate(through_cache(models, torch.float32))["bits"],
-        "bits_through_held_cache": data.evaluate(through_cache(models, held))["bits"],
-    }
-    whole = float(recorded.get("max_bits", abs(recorded["bits"])))
-    _require_bits(bits["bits"], recorded["bits"], SAME * whole, "with the weights that were saved")
-    if not any(each.name == decoding.name and each.status == "known_fault" for each in results):
-        _require_bits(bits["bits_through_cache"], recorded["bits"], CACHED * whole, "through a live cache")
-    return bits
-
-
-def _require_bits(found: float, recorded: float, allowed: float, how: str) -> None:
-    if not abs(found - recorded) <= allowed:
-        raise BreaksContract(f"the score is {recorded:.6g} bits as recorded, and {found:.6g} {how}")
+def _require_bits(found: float, recorded: Metrics, share: float, how: str) -> None:
+    bits = recorded["bits"]
+    if not abs(found - bits) <= share * recorded.get("max_bits", abs(bits)):
+        raise BreaksContract(f"the score is {bits:.6g} bits as recorded, and {found:.6g} {how}")
 
 
 def _held(model: CausalLM, run: RunConfig) -> int:

@@ -140,6 +140,17 @@ class KnowsInAnAttribute(Linear):
         return super().forward(x) + self.taught
 
 
+class KnowsInAClass(Linear):
+    """What training taught it stays in the process."""
+
+    taught = 0.0
+
+    def forward(self, x):
+        if self.training:
+            KnowsInAClass.taught = 0.5
+        return super().forward(x) + self.taught * torch.linspace(-1, 1, self.d_model)
+
+
 class BreaksTiesByChunk(Decay):
     """Where tokens of a row repeat, the first of a call counts double."""
 
