@@ -65,6 +65,12 @@ def cost_of(config: ModelConfig, context: int) -> Cost:
 def _counted(config: ModelConfig, context: int) -> Cost:
     with torch.device("meta"):
         model = CausalLM(config)
+    return declared_by(model, context)
+
+
+def declared_by(model: CausalLM, context: int) -> Cost:
+    """What a model says of itself, wherever it lies and whatever it has learned: always the same."""
+    config = model.config
     dtype = getattr(torch, config.cache_dtype)
     names = [ref.type for _, entry in config.expanded() for ref in (entry.sequence, entry.state)]
     costs = [_block_cost(block, name, context, dtype) for block, name in zip(model.blocks(), names, strict=True)]
@@ -97,11 +103,11 @@ def _block_cost(block: Block, name: str, context: int, dtype: torch.dtype) -> Bl
     )
 
 
-def held_cache_bytes(config: ModelConfig, context: int) -> int:
-    """Decode `context` random tokens with a real model and weigh the cache it holds, one row, in bytes."""
-    model = CausalLM.build(config).eval()
+def held_cache_bytes(model: CausalLM, context: int) -> int:
+    """Decode `context` random tokens and weigh the cache that `model` holds then, one row, in bytes."""
     cache = model.init_cache(batch=1, capacity=context)
     tokens = torch.randint(model.config.vocab_size or 1, (1, context), generator=torch.Generator().manual_seed(0))
+    tokens = tokens.to(model.embed.weight.device)
     prefill = max(1, context - 8)
     with torch.inference_mode():
         for chunk in (tokens[:, :prefill], *tokens[:, prefill:].split(1, dim=1)):

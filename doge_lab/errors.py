@@ -47,8 +47,11 @@ LONGEST = 300
 """Characters of another library's message that are kept."""
 
 
-def one_line(error: BaseException) -> str:
-    """Any exception in one bounded line, whatever it does when it is asked for its message."""
+def one_line(error: BaseException, *, named: bool = True) -> str:
+    """Any exception in one bounded line, whatever it does when it is asked for its message.
+
+    `named` puts the exception's type in front, which an assertion that speaks for itself does not need.
+    """
     name = type(error).__name__
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":  # torch's own, of a GPU
         name = "out of memory"
@@ -56,5 +59,6 @@ def one_line(error: BaseException) -> str:
         said = str(error)[: 10 * LONGEST].strip().splitlines()[:1]
     except BaseException as another:
         said = [f"its message cannot be read ({type(another).__name__})"]
-    line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in ": ".join([name, *said]))
+    words = ": ".join([name, *said] if named or not said else said)
+    line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in words)
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."

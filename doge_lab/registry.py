@@ -9,13 +9,10 @@ This module imports no block and not even torch, so that listing names is quick.
 
 import ast
 import functools
-import hashlib
 import importlib
 import importlib.util
-import inspect
 import pkgutil
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -23,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from doge_lab import digest
 from doge_lab.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -93,24 +91,16 @@ def find(name: str) -> list[tuple["Kind", type["Block"]]]:
     return found
 
 
-def sources(block: type["Block"]) -> list[Path]:
-    """A block's own file; of a package that is not ours every file, for a block may lean on its neighbours."""
-    file = inspect.getsourcefile(block)
-    folder = getattr(sys.modules.get(block.__module__.partition(".")[0]), "__path__", None)
-    if folder and not _is_ours(block):
-        return sorted(source for place in folder for source in Path(place).rglob("*.py"))
-    return [Path(file)] if file else []
-
-
 @functools.cache
 def version(block: type["Block"]) -> str | None:
-    """Names the source of a third party's block, as it was when first asked; None for ours, which the lab's own is."""
+    """Names the source of a third party's block, as it was when first asked; None for ours, which the lab's own is.
+
+    Everything that it reaches by imports counts, apart from libraries and the lab.
+    """
     if _is_ours(block):
         return None
-    digest = hashlib.sha256()
-    for file in sources(block):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    modules = digest.reached(block.__module__).items()
+    return digest.digest({name: file for name, file in modules if name.partition(".")[0] not in digest.LAB})[:12]
 
 
 def _is_ours(block: type["Block"]) -> bool:

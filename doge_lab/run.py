@@ -20,20 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from doge_lab.config import RunConfig, fingerprint, foreign_blocks
 from doge_lab.determinism import deterministic
 from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
-from doge_lab.tasks import Metrics, ScoredOn, Task
+from doge_lab.tasks import Metrics, ScoredOn, Task, TaskData
 from doge_lab.train import Diverged, StepReport, predictor, save_tensors, train
 
 RECORD, WEIGHTS, CHECKPOINT = "record.jsonl", "model.safetensors", "checkpoint.safetensors"
 PACKAGES = ("torch", "numpy", "einx", "transformers", "optuna", "pydantic", "sentencepiece")
 
 OnReport = Callable[[StepReport], None]
+Accept = Callable[[CausalLM, TaskData], None]
+"""Looks at a trained model before it counts as one; raises `BreaksContract`."""
+
+
+class BreaksContract(RuntimeError):
+    """A trained model does not keep a promise of the contract. A result about its blocks, not a fault of the lab."""
 
 
 def execute(
@@ -44,20 +48,20 @@ def execute(
     scored_on: ScoredOn = "test",
     device: str = "cpu",
     on_report: OnReport = lambda report: None,
+    accept: Accept = lambda model, data: None,
 ) -> dict[str, Any]:
     """Train and score the resolved `run` on one of its tasks; returns the record's last event.
 
     A folder that holds this very run finished is read, not run again; unfinished, it is continued from its
-    checkpoint. Raises `UserError` when it holds another run, `Diverged` when the loss stops being a number.
+    checkpoint. Raises `UserError` when it holds another run, `Diverged` when the loss stops being a number,
+    `BreaksContract` when `accept` does.
     """
     identity = {"fingerprint": fingerprint(run), "seed": run.seed, "task": task.label, "scored_on": scored_on}
     before = read_record(folder)
     if before and {key: before[0].get(key) for key in identity} != identity:
         raise UserError(f"{folder} holds another run (or other options); choose another --out")
-    if before and before[-1]["event"] == "end" and (folder / WEIGHTS).exists():
-        return before[-1]
-    if before and before[-1]["event"] == "failed":
-        raise Diverged(before[-1]["reason"])
+    if finished := _finished(folder, before):
+        return finished
     folder.mkdir(parents=True, exist_ok=True)
     data = task.data(seed=run.seed, scored_on=scored_on)
     cost = run.cost()
@@ -79,18 +83,20 @@ def execute(
             metrics = data.evaluate(predictor(model))
         if not math.isfinite(metrics["bits"]):
             raise Diverged(f"the model's answers are not finite after {config.steps} steps")
-    except Diverged as error:
-        write("failed", reason=str(error))
+        scored = time.monotonic() - wall, time.process_time() - cpu
+        accept(model, data)
+    except (Diverged, BreaksContract) as error:
+        write("failed", reason=str(error), contract=isinstance(error, BreaksContract))
         raise
-    metrics |= _per_parameter(metrics, cost.params, cost.active_params)
+    metrics |= per_parameter(metrics, cost.params, cost.active_params)
     metrics["exposures"] = data.exposures(config.steps * config.batch_size)
     save_tensors(model.state_dict(), folder / WEIGHTS)
-    wall_seconds = trained.wall_seconds + time.monotonic() - wall
+    wall_seconds = trained.wall_seconds + scored[0]
     end = write(
         "end",
         metrics=metrics,
         wall_seconds=wall_seconds,
-        cpu_seconds=trained.cpu_seconds + time.process_time() - cpu,
+        cpu_seconds=trained.cpu_seconds + scored[1],
         deterministic=not exceptions,
         **({"because": f"no deterministic form of {', '.join(exceptions)}"} if exceptions else {}),
         gpu_seconds=wall_seconds if device.startswith("cuda") else 0.0,  # how long a GPU was held
@@ -99,38 +105,12 @@ def execute(
     return end
 
 
-def score(run: RunConfig, weights: Path, *, device: str = "cpu") -> dict[str, Metrics]:
-    """The scores of a model trained elsewhere on the tasks of the resolved `run`, on test data, by task.
-
-    Raises `UserError` unless `weights` is a safetensors file that holds the model's tensors and no others.
-    """
-    model = CausalLM.build(run.model, seed=run.seed, device=torch_device(device)).eval()
-    _load_exactly(model, weights)
-    cost, scores = run.cost(), {}
-    for task in run.tasks:
-        began = time.monotonic()
-        metrics = task.data(seed=run.seed, scored_on="test").evaluate(predictor(model))
-        metrics |= _per_parameter(metrics, cost.params, cost.active_params)
-        scores[task.label] = {**metrics, "seconds": time.monotonic() - began}
-    return scores
-
-
-def _load_exactly(model: CausalLM, weights: Path) -> None:
-    try:
-        given = load_file(weights)
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}", str(weights)) from None
-    except SafetensorError as error:
-        raise UserError(f"is no whole safetensors file ({str(error)[:100]})", str(weights)) from None
-    wanted = model.state_dict()
-    for name in sorted(wanted.keys() ^ given.keys()):
-        what = "lacks" if name in wanted else "holds"
-        raise UserError(f"{what} {name!r}, which the model {'has' if name in wanted else 'has not'}", str(weights))
-    for name, tensor in wanted.items():
-        if tensor.shape != given[name].shape:
-            shapes = f"{list(given[name].shape)}, the model's is {list(tensor.shape)}"
-            raise UserError(f"{name!r} has shape {shapes}", str(weights))
-    model.load_state_dict(given)
+def _finished(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last event of a run that came to its end, good or (raised) bad."""
+    last = events[-1] if events else {"event": "none"}
+    if last["event"] == "failed":
+        raise (BreaksContract if last.get("contract") else Diverged)(last["reason"])
+    return last if last["event"] == "end" and (folder / WEIGHTS).exists() else None
 
 
 def read_record(folder: Path) -> list[dict[str, Any]]:
@@ -197,7 +177,8 @@ def _processor(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
-def _per_parameter(metrics: Metrics, params: int, active_params: int) -> Metrics:
+def per_parameter(metrics: Metrics, params: int, active_params: int) -> Metrics:
+    """Bits per parameter and per active parameter, to stand beside `metrics`."""
     return {"bits_per_param": metrics["bits"] / params, "bits_per_active_param": metrics["bits"] / active_params}
 
 

@@ -227,11 +227,14 @@ def test_a_known_fault_needs_to_be_allowed(tmp_path, in_process):
 def test_what_passed_is_not_checked_again_until_its_source_changes(tmp_path, in_process, strange, monkeypatch):
     monkeypatch.setenv("DOGE_LAB_CACHE", str(tmp_path / "cache"))
     examined = []
-    monkeypatch.setattr("doge_lab.search.worker.examine", lambda suspect, **_: examined.append(suspect.type) or [])
+    monkeypatch.setattr("doge_lab.testing.run_checks", lambda block, *_, **__: examined.append(block.__name__) or [])
     written = tiny(state=[strange("Plain")], trials=1, confirm_seeds=0)
     search(written, tmp_path / "first")
     search(written, tmp_path / "second")
-    assert examined.count("strange:Plain") == 1
-    (tmp_path / "strange.py").write_text(SOURCE + "\n# changed\n")
+    before = examined.count("Plain")
+    (tmp_path / "strange.py").write_text(SOURCE + "\n# a comment computes nothing\n")
     search(written, tmp_path / "third")
-    assert examined.count("strange:Plain") == 2
+    assert before == examined.count("Plain") == 1
+    (tmp_path / "strange.py").write_text(SOURCE + "\nchanged = True\n")
+    search(written, tmp_path / "fourth")
+    assert examined.count("Plain") > before

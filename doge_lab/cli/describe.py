@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from doge_lab.config import load
     from doge_lab.cost import held_cache_bytes
+    from doge_lab.model import CausalLM
 
     if options.context is not None and options.context < 1:
         raise UserError(f"must be a positive number of tokens, not {options.context}", "--context")
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         cost = run.cost(context)
     facts = cost.dump()
     if options.measure:
-        facts["cache_bytes_held"] = held_cache_bytes(run.model, context)
+        facts["cache_bytes_held"] = held_cache_bytes(CausalLM.build(run.model).eval(), context)
     if options.json:
         print_json({"name": run.name, **facts, "model": run.dump()["model"]})
     else:

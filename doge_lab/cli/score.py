@@ -20,7 +20,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from doge_lab.config import load
-    from doge_lab.run import score, torch_device
+    from doge_lab.run import torch_device
+    from doge_lab.scoring import score
 
     consent(options)
     torch_device(options.device)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PHASES = {
     "check": "checking that every block of the space keeps the contract",
+    "audit": "looking at the trained models of the front again",
     "confirm": "training the front again on fresh test data",
 }
 
@@ -116,6 +117,7 @@ def _finish(search: "Coordinator", options: argparse.Namespace) -> int:
                 "failures": results.failures,
                 "ended_early": results.ended_early,
                 "front": json.loads(written["front.json"].read_text(encoding="utf-8")),
+                "struck": json.loads(written["struck.json"].read_text(encoding="utf-8")),
             }
         )
         return int(not results.candidates)

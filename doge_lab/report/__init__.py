@@ -5,14 +5,14 @@ from pathlib import Path
 
 from doge_lab.errors import UserError
 from doge_lab.files import write_text_atomically
-from doge_lab.report.files import front_json, run_file, run_yaml, space_yaml, trials_csv
+from doge_lab.report.files import front_json, run_file, run_yaml, space_yaml, struck_json, trials_csv
 from doge_lab.search.front import Results
 
 __all__ = ["write_report"]
 
 
 def write_report(results: Results, directory: Path) -> dict[str, Path]:
-    """Write `report.html`, `front.json`, `trials.csv`, `space.yaml`, a run file per front model; name -> where it lies.
+    """Write the page, the files for programs and a run file per front model; name -> where it lies.
 
     Each file is replaced whole. Run files of models that have left the front are removed. Raises `UserError` for a
     file that cannot be written; the study keeps everything.
@@ -21,7 +21,8 @@ def write_report(results: Results, directory: Path) -> dict[str, Path]:
 
     texts = {run_file(candidate): run_yaml(candidate) for candidate in results.front}
     texts["space.yaml"] = space_yaml(results)
-    texts |= {"trials.csv": trials_csv(results), "front.json": front_json(results), "report.html": page(results)}
+    texts |= {"trials.csv": trials_csv(results), "front.json": front_json(results)}
+    texts |= {"struck.json": struck_json(results), "report.html": page(results)}
     for name, text in texts.items():
         try:
             write_text_atomically(directory / name, text)

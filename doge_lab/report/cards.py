@@ -42,7 +42,7 @@ def card(candidate: Candidate, results: Results, facts: ModelFacts) -> str:
 {_faults(facts)}{warned(sentence(dominated(candidate, results)))}
 <div class="columns">
 <div>{_objectives(candidate, results)}{_layers(candidate)}</div>
-<div>{_details(_cost_rows(candidate, results))}{_tasks(candidate)}</div>
+<div>{_details(_cost_rows(candidate, results) + _audit_rows(candidate))}{_tasks(candidate)}</div>
 </div>
 {command(rebuild_command(candidate))}
 <p class="small">In this report's folder; the run is <a href="{run_file(candidate)}">{run_file(candidate)}</a>.</p>
@@ -125,6 +125,19 @@ def _cost_rows(candidate: Candidate, results: Results) -> list[tuple[str, str]]:
         title, value = rows[-1]
         rows[-1] = (title, f"{value} ({binary_bytes(cost['cache_bytes'])})" if cost["cache_bytes"] >= 1024 else value)
     return rows
+
+
+def _audit_rows(candidate: Candidate) -> list[tuple[str, str]]:
+    """What the second look at the trained model measured."""
+    found = next((each for each in candidate.audits.values() if each.get("tasks")), None)
+    if found is None:
+        return []
+    cache = escaped(candidate.trials[0].cost.get("cache_dtype", "its own type"))
+    rows = [("bytes that a live cache holds", number(found["cache_bytes_held"]))]
+    for task, bits in found["tasks"].items():
+        lost = bits["bits"] - bits["bits_through_held_cache"]
+        rows.append((f"{escaped(task)} bits lost through a cache in {cache}", f"{lost:.2g}"))
+    return rows + [("not asked", escaped(each)) for each in found["not_asked"]]
 
 
 def _tasks(candidate: Candidate) -> str:

@@ -56,6 +56,15 @@ def front_json(results: Results) -> str:
     return json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def struck_json(results: Results) -> str:
+    """The models that would stand on the front by their values and may not, with the promise that each breaks."""
+    entries = [
+        {**_entry(candidate, results), "reason": candidate.struck, "run_file": None, "rebuild": None}
+        for candidate in results.struck
+    ]
+    return json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def _entry(candidate: Candidate, results: Results) -> dict[str, Any]:
     first = candidate.trials[0]
     entry = {
@@ -70,6 +79,7 @@ def _entry(candidate: Candidate, results: Results) -> dict[str, Any]:
             for seed, values in zip(candidate.confirmed_seeds, candidate.confirmed, strict=True)
         ],
         "cost": first.cost,
+        "audits": [{"seed": int(seed), **found} for seed, found in candidate.audits.items()],
         "metrics": [trial.metrics for trial in candidate.trials],
         "config": first.config,
         "run_file": run_file(candidate),

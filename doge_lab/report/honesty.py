@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from doge_lab.report.audits import audit_line
 from doge_lab.report.cards import escaped
 from doge_lab.report.figures import guess_bits
 from doge_lab.report.labels import is_exact, number, plural, rough, seeds, task_title
@@ -20,7 +21,7 @@ def honesty(results: Results) -> list[str]:
     """The lines as HTML, the gravest first."""
     if not results.front:
         return ["Nothing has been measured."]
-    lines = [_seeds_line(results)]
+    lines = [audit_line(results), _seeds_line(results)]
     if any(not is_exact(name) for name in results.objectives):
         lines += [_validation_line(results), *_confirmed_lines(results), *_saturated_lines(results)]
         lines += [*_guessed_lines(results), _rate_line(results), *map(escaped, at_scale(results))]

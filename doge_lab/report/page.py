@@ -3,6 +3,7 @@
 import html
 from collections import Counter
 
+from doge_lab.report.audits import struck_section
 from doge_lab.report.cards import both, card, command, escaped, html_table, warned
 from doge_lab.report.curves import cache_panel
 from doge_lab.report.figures import front_panel
@@ -40,9 +41,10 @@ def page(results: Results) -> str:
         counts=_counts(results),
         honesty="".join(f"<li>{line}</li>" for line in honesty(results)),
         front=panel_html(front_panel(results)) + _front_table(results),
+        struck=struck_section(results),
         apart=_apart(results) if results.front else "",
         figures="".join(panel_html(panel) for panel in (cache_panel(results, facts), *study_panels(results))),
-        cards="".join(cards) or "<p>No trial is complete, so there is no model to show.</p>",
+        cards="".join(cards) or f"<p>{_nobody(results)} There is no model to show.</p>",
         reasons=_reasons(results),
         space=html.escape(space_yaml(results)),
     )
@@ -57,12 +59,17 @@ def _summary(results: Results) -> str:
 def _reached(results: Results) -> str:
     names = " · ".join(_heading(name, results) for name in results.objectives)
     if not results.front:
-        return f"No trial is complete yet. Objectives: {names}."
+        return f"{_nobody(results)} Objectives: {names}."
     everyone = f"{len(results.candidates)} {plural(len(results.candidates), 'candidate')}"
     if len(results.objectives) == 1:
         return f"The best of {everyone}, chosen on validation data: {names}."
     kept = f"{len(results.front)} of {everyone} {'is' if len(results.front) == 1 else 'are'} on the front"
     return f"{kept}, chosen on validation data: {names}."
+
+
+def _nobody(results: Results) -> str:
+    """Why the front is empty."""
+    return "Every candidate was struck." if results.struck else "No trial is complete yet."
 
 
 def _heading(objective: str, results: Results) -> str:

@@ -160,6 +160,7 @@ def warnings(results: Results) -> list[str]:
         lines = [_doubt(pair) for pair in found if not pair.compared.told_apart]
         lines += [f"trial {candidate.number}: not measured on fresh test data" for candidate in unmeasured(results)]
     said = {candidate.number: dominated(candidate, results) for candidate in results.front}
+    lines += [f"trial {each.number} is struck off the front: {each.struck}" for each in results.struck]
     lines += [f"trial {number}: {line}" for number, line in said.items() if line]
     if not none and not all(pair.compared.told_apart for pair in found):
         lines.append(f"More seeds, in place of N: {more_seeds(results, results.directory, 'N')}")

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from doge_lab.errors import UserError
 from doge_lab.files import only_one
 from doge_lab.search.asking import Asker
+from doge_lab.search.audit import Audit
 from doge_lab.search.config import Space
 from doge_lab.search.confirmation import Confirmation
 from doge_lab.search.front import Results
@@ -47,7 +48,7 @@ class Coordinator:
     phase: str = "check"
 
     def run(self) -> Results:
-        """Search, confirm the front, and return what a report needs. Raises `UserError` when nothing can be trained."""
+        """Search, look again at the front, confirm it. Raises `UserError` when nothing can be trained."""
         refuse_mixing(self.directory, resume=self.resume)
         self.vetting = Vetting(self.space, skip_failing=self.skip_failing)
         with writing_to(self.directory), Pool(self.devices, self.allow_import, self.job_timeout) as pool:
@@ -57,9 +58,7 @@ class Coordinator:
                 self.ledger = Ledger(self.space, self.directory, seed=self.seed)
                 self.phase = "search"
                 self._search(pool)
-                self.phase = "confirm"
-                confirmation = Confirmation(self.ledger, seed=self.seed)
-                self._work_through(pool, confirmation.jobs(), confirmation.keep)
+                self._settle(pool)
         return self.results()
 
     def results(self) -> Results:
@@ -79,6 +78,19 @@ class Coordinator:
                 pool.submit(waiting.popleft())
             self.on_change(self)
             self._handle(pool, keep)
+
+    def _settle(self, pool: Pool) -> None:
+        """Look at the front again and confirm it, until nobody new stands on it: others follow who is struck."""
+        audit = Audit(self.ledger)
+        confirmation = Confirmation(self.ledger, audit, seed=self.seed)
+        while True:
+            for phase, step in (("audit", audit), ("confirm", confirmation)):
+                if jobs := list(step.jobs()):
+                    self.phase = phase
+                    self._work_through(pool, jobs, step.keep)
+                    break
+            else:
+                return
 
     def _search(self, pool: Pool) -> None:
         asker = Asker(self.ledger, self.vetting, seed=self.seed)

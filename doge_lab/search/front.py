@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+Audits = dict[str, dict[str, dict[str, Any]]]
+"""Fingerprint -> seed -> what a second look found (`doge_lab.search.auditor.audit`)."""
 Direction = Literal["minimize", "maximize"]
 State = Literal["complete", "rejected", "failed", "running", "waiting"]
 
@@ -52,12 +54,19 @@ class Candidate:
 
     confirmed: the values measured on fresh test data, one mapping per seed; confirmed_seeds: those seeds.
     unconfirmed: why a seed could not be measured there, by seed.
+    audits: what a second look at the trained model found, by seed.
     """
 
     trials: tuple[Trial, ...]
     confirmed: tuple[Mapping[str, float], ...] = ()
     confirmed_seeds: tuple[int, ...] = ()
     unconfirmed: Mapping[str, str] = field(default_factory=dict)
+    audits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def struck(self) -> str:
+        """Why the candidate may not stand on the front: a promise that its trained model breaks. Empty when it may."""
+        return next((found["reason"] for found in self.audits.values() if found["reason"]), "")
 
     @property
     def number(self) -> int:
@@ -79,6 +88,7 @@ def candidates(
     trials: Sequence[Trial],
     confirmed: Mapping[str, Mapping[str, Mapping[str, float]]],
     unconfirmed: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    audits: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType({}),
 ) -> list[Candidate]:
     """Group the complete trials; a fingerprint has values on test data, or a reason why not, by seed."""
     groups: dict[str, list[Trial]] = {}
@@ -89,7 +99,8 @@ def candidates(
     for name, group in groups.items():
         by_seed = confirmed.get(name, {})
         failed = {seed: reason for seed, reason in unconfirmed.get(name, {}).items() if seed not in by_seed}
-        found.append(Candidate(tuple(group), tuple(by_seed.values()), tuple(int(seed) for seed in by_seed), failed))
+        seeds = tuple(int(seed) for seed in by_seed)
+        found.append(Candidate(tuple(group), tuple(by_seed.values()), seeds, failed, audits.get(name, {})))
     return found
 
 
@@ -133,6 +144,7 @@ class Results:
     objectives: name (`cache_bytes`, `capacity.bits`, ...) -> direction, in the order of the space file.
     reference: the hypervolume's reference point: zero bits, the bytes of the costliest admissible candidate.
     context: tokens at which cache bytes are counted.
+    struck: the candidates that may not stand on the front; `candidates` are the others.
     ended_early: why the search stopped before it had trained all its trials; empty when it did.
     seed: of the sampler, without which the search cannot be resumed.
     """
@@ -147,6 +159,7 @@ class Results:
     trials: tuple[Trial, ...]
     candidates: tuple[Candidate, ...]
     front: tuple[Candidate, ...]
+    struck: tuple[Candidate, ...] = ()
     ended_early: str = ""
     seed: int = 0
 

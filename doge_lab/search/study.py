@@ -160,7 +160,9 @@ def results_of(study: Study, space: Space, directory: Path) -> Results:
     objectives = objectives_of(study)
     trials = tuple(_read_trial(trial, objectives) for trial in study.get_trials(deepcopy=False))
     confirmed: Confirmed = study.user_attrs["confirmed"]
-    everyone = candidates(trials, confirmed, study.user_attrs.get("unconfirmed", {}))
+    attrs = study.user_attrs
+    everyone = candidates(trials, confirmed, attrs.get("unconfirmed", {}), attrs.get("audited", {}))
+    sound = [candidate for candidate in everyone if not candidate.struck]
     return Results(
         name=space.name,
         directory=str(directory),
@@ -170,8 +172,9 @@ def results_of(study: Study, space: Space, directory: Path) -> Results:
         reference=_reference(space.search, trials),
         context=next((int(trial.cost["context"]) for trial in trials if trial.cost), 0),
         trials=trials,
-        candidates=tuple(everyone),
-        front=tuple(front(everyone, objectives)),
+        candidates=tuple(sound),
+        front=tuple(front(sound, objectives)),
+        struck=tuple(candidate for candidate in everyone if candidate.struck),
         ended_early=study.user_attrs.get("ended_early", ""),
         seed=study.user_attrs["seed"],
     )

@@ -4,8 +4,9 @@ Before the first trial options are varied one at a time and numbers taken at bot
 (`space.alternatives`); a combination that was not among those, the matched width included, is examined before its
 first candidate is trained.
 
-A leak wins every naive search, so this cannot be switched off. What passed is remembered, by the block's source, the
-contract's own source and the options, so that the next search over the same blocks starts at once.
+A leak wins every naive search, so this cannot be switched off. What passed is remembered, by everything that the
+block's source and the contract's reach (`doge_lab.digest`) and the options, so that the next search over the same
+blocks starts at once.
 """
 
 import contextlib
@@ -17,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from doge_lab import config, registry
-from doge_lab.block import Kind
+from doge_lab import config, digest, registry
+from doge_lab.block import Block, Kind
 from doge_lab.errors import UserError
 from doge_lab.files import write_text_atomically
 from doge_lab.search.config import Space
@@ -35,6 +36,8 @@ class Suspect:
     type: str
     options: str
     d_model: int
+    full: bool = False
+    """Whether all checks are run, as before a model stands on a front, or the quick ones, as before it is trained."""
 
     def __str__(self) -> str:
         written = ", ".join(f"{name}: {value}" for name, value in json.loads(self.options).items())
@@ -66,7 +69,6 @@ class Vetting:
         """Take a worker's answer. Raises `UserError` when the block fails and is not to be left out."""
         suspect = Suspect(**job["suspect"])
         if "results" in answer:
-            remember(suspect, answer["results"])
             self._judge(suspect, answer["results"])
         else:  # its process died, or the block cannot even be imported there
             self._judge(suspect, [{"name": "builds", "status": FAILED, "message": answer["reason"]}])
@@ -101,7 +103,6 @@ class Vetting:
     def note(self, answer: Mapping[str, Any]) -> None:
         """Keep what a worker found before it trained a candidate; a failure there fails that trial alone."""
         suspect = Suspect(**answer["suspect"])
-        remember(suspect, answer["results"])
         self.verdicts[suspect] = verdict(suspect, answer["results"], allow_faults=self.allow_faults)
 
 
@@ -118,14 +119,14 @@ def suspects(space: Space) -> list[Suspect]:
     return list(dict.fromkeys(suspect for filled in alternatives(space.run) for suspect in suspects_of(filled)))
 
 
-def suspects_of(filled: Any) -> list[Suspect]:
-    """The blocks of one filled space, each once."""
+def suspects_of(filled: Any, *, full: bool = False) -> list[Suspect]:
+    """The blocks of one filled space, each once; `full` for all checks."""
     found: dict[Suspect, None] = {}
     model = config.parse(filled).model
     for layer in model.layers:
         for ref in (layer.sequence, layer.state):
             written = ref.options.model_dump(mode="json", exclude_defaults=True)
-            found[Suspect(ref.kind, ref.type, json.dumps(written, sort_keys=True), model.d_model)] = None
+            found[Suspect(ref.kind, ref.type, json.dumps(written, sort_keys=True), model.d_model, full)] = None
     return list(found)
 
 
@@ -145,36 +146,48 @@ def _admissible(suspect: Suspect) -> bool:
 
 
 def examine(suspect: Suspect, on_result: Callable[[object], None] | None = None) -> list[dict[str, Any]]:
-    """Run the quick checks; returns those not simply passed, as `name`, `status`, `message`.
+    """Run the checks and remember them; returns those not simply passed, as `name`, `status`, `message`.
 
     `on_result` is called after each check.
     """
     from doge_lab.testing import run_checks  # the slow import is the workers' to pay
 
     block = registry.get(suspect.kind, suspect.type)
-    results = run_checks(block, json.loads(suspect.options), d_model=suspect.d_model, on_result=on_result)
-    return [
+    results = run_checks(
+        block, json.loads(suspect.options), d_model=suspect.d_model, full=suspect.full, on_result=on_result
+    )
+    found = [
         {"name": result.name, "status": result.status, "message": result.message}
         for result in results
         if result.status in (FAILED, KNOWN_FAULT)
     ]
+    _remember(suspect, block, found)
+    return found
 
 
 def remembered(suspect: Suspect) -> list[dict[str, Any]] | None:
     """What an earlier examination of the same source and options found; None when there was none."""
-    with contextlib.suppress(OSError, ValueError):
-        results: list[dict[str, Any]] = json.loads(_path(suspect).read_text(encoding="utf-8"))
-        return results
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        kept = json.loads(_path(suspect).read_text(encoding="utf-8"))
+        besides = {name: Path(file) for name, file in kept["besides"].items()}
+        if digest.digest(besides) == kept["digest"]:
+            results: list[dict[str, Any]] = kept["results"]
+            return results
     return None
 
 
-def remember(suspect: Suspect, results: list[dict[str, Any]]) -> None:
+def _remember(suspect: Suspect, block: type[Block], results: list[dict[str, Any]]) -> None:
+    """With the modules that a third party's block loaded by names that its source does not show."""
+    modules = digest.reached(block.__module__)
+    besides = digest.loaded_besides(modules) if registry.version(block) else {}
+    files = {name: str(file) for name, file in besides.items()}
+    kept = {"results": results, "besides": files, "digest": digest.digest(besides)}
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        write_text_atomically(_path(suspect), json.dumps(results))
+        write_text_atomically(_path(suspect), json.dumps(kept))
 
 
 def _path(suspect: Suspect) -> Path:
-    return _cache_folder() / "checks" / f"{_digest(suspect)}.json"
+    return _cache_folder() / "checks" / f"{_key(suspect)}.json"
 
 
 def _cache_folder() -> Path:
@@ -185,15 +198,11 @@ def _cache_folder() -> Path:
     return Path(base) / "doge_lab"
 
 
-def _digest(suspect: Suspect) -> str:
-    """Names the block's source, what it and the checks use of the lab, torch's version, and the options."""
+def _key(suspect: Suspect) -> str:
+    """Names what was examined: the block with all that its source reaches, the checks, torch's version, the options."""
     import torch
 
-    digest = hashlib.sha256(f"{suspect} {suspect.d_model} {suspect.kind} {torch.__version__}".encode())
-    lab = Path(registry.__file__).parent
-    shared = [lab / f"{name}.py" for name in ("block", "cache", "errors", "model", "strict")]
-    for folder in ("layers", "testing"):
-        shared += sorted((lab / folder).glob("*.py"))
-    for file in (*shared, *registry.sources(registry.get(suspect.kind, suspect.type))):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:32]
+    block = registry.get(suspect.kind, suspect.type)
+    modules = digest.reached("doge_lab.testing") | digest.reached(block.__module__)
+    content = f"{asdict(suspect)} {torch.__version__} {digest.digest(modules)}"
+    return hashlib.sha256(content.encode()).hexdigest()[:32]

@@ -24,6 +24,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from doge_lab import config, registry, tasks
 from doge_lab.errors import one_line
 from doge_lab.objective import evaluate
+from doge_lab.run import BreaksContract
+from doge_lab.search.auditor import audit
 from doge_lab.search.fork_server import serve
 from doge_lab.search.protocol import ALIVE, DONE, EXAMINED, FAILED, REPORT, Job, Say
 from doge_lab.search.vetting import Suspect, examine, verdict
@@ -70,6 +72,8 @@ def do(device: str, job: Job, say: Say) -> tuple[str, dict[str, Any]]:
         return DONE, HANDLERS[job["kind"]](job, device, say)
     except Diverged as error:
         return FAILED, {"reason": str(error), "diverged": True}
+    except BreaksContract as error:
+        return FAILED, {"reason": str(error), "contract": True}
     except _Refused as error:
         return FAILED, {"reason": str(error)}
     except BaseException as error:
@@ -91,6 +95,16 @@ def _train(job: Job, device: str, say: Say) -> dict[str, Any]:
     with _heartbeat(say):
         measured = evaluate(run, Path(job["folder"]), scored_on=job["scored_on"], device=device, on_report=reports)
     return {"metrics": measured.metrics, "seconds": measured.seconds, "cpu_seconds": measured.cpu_seconds}
+
+
+def _audit(job: Job, device: str, say: Say) -> dict[str, Any]:
+    """A second look at a trained candidate, from its saved weights."""
+    run, allowed = config.parse(job["run"]), job["allow_faults"]
+
+    def alive(*_: object) -> None:
+        say(ALIVE)
+
+    return {"found": audit(run, Path(job["folder"]), device=device, allow_faults=allowed, alive=alive)}
 
 
 def _examine_first(job: Job, say: Say) -> None:
@@ -131,5 +145,5 @@ def _keep_traceback(job: Job) -> None:
             (folder / f"error-{job['job']}.txt").write_text(text, encoding="utf-8", errors="replace")
 
 
-HANDLERS: Mapping[str, Handler] = {"train": _train, "check": _check}
+HANDLERS: Mapping[str, Handler] = {"train": _train, "check": _check, "audit": _audit}
 """Kind of job -> who does it."""

@@ -10,7 +10,7 @@ import torch
 
 from doge_lab.block import Block, SequenceBlock, StateBlock
 from doge_lab.cache import Fixed, PerToken
-from doge_lab.errors import UserError, did_you_mean
+from doge_lab.errors import UserError, did_you_mean, one_line
 from doge_lab.testing import (
     anywhere,
     costs,
@@ -177,9 +177,9 @@ def _run(each: Check, case: Case, faults: Mapping[str, str]) -> CheckResult:
     except Skipped as reason:
         return CheckResult(each.name, True, str(reason), "skipped")
     except AssertionError as error:
-        problem = _one_line(error) or "AssertionError"
+        problem = one_line(error, named=False)
     except (Exception, SystemExit) as error:
-        problem = f"{type(error).__name__}: {_one_line(error)}"
+        problem = one_line(error)
     return _judged(each.name, problem, faults.get(each.name))
 
 
@@ -189,9 +189,3 @@ def _judged(name: str, problem: str | None, fault: str | None) -> CheckResult:
     if problem is None:
         return CheckResult(name, False, f"the declared fault does not occur: {fault}", "failed")
     return CheckResult(name, True, f"{fault} (seen: {problem})", "known_fault")
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[0] if lines else ""
-    return first if len(first) <= LONGEST else first[: LONGEST - 3] + "..."
