@@ -53,7 +53,7 @@ def in_process(monkeypatch):
     from tiny_search import InProcess
 
     monkeypatch.setattr("doge_lab.search.coordinator.Pool", InProcess)
-    monkeypatch.setattr("doge_lab.search.auditor.require_blocks", lambda run, allow_faults: None)
+    monkeypatch.setattr("doge_lab.search.auditor.require_blocks", lambda run, **_: None)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from doge_lab.train import save_tensors
 def _whole_models_alone(monkeypatch, in_process):
     """What the checks of single blocks find is another test's."""
     monkeypatch.setattr(registry, "_allowed_packages", {"broken"})
-    monkeypatch.setattr("doge_lab.search.worker.examine", lambda suspect: [])
+    monkeypatch.setattr("doge_lab.search.worker.examine", lambda suspect, **_: [])
 
 
 @pytest.fixture

@@ -32,9 +32,6 @@ from doge_lab.testing import (
 from doge_lab.testing.case import Case, Check, Skipped, check, require
 from doge_lab.testing.situation import own_generators
 
-LONGEST = 400
-"""Characters of another library's message that are kept."""
-
 Status = Literal["passed", "failed", "known_fault", "skipped"]
 
 
