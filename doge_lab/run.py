@@ -25,6 +25,7 @@ from doge_lab.config import RunConfig, fingerprint, foreign_blocks
 from doge_lab.determinism import deterministic
 from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
+from doge_lab.optim import TrainConfig
 from doge_lab.tasks import Metrics, ScoredOn, Task, TaskData
 from doge_lab.train import Diverged, StepReport, predictor, save_tensors, train
 
@@ -68,41 +69,46 @@ def execute(
     write = _Writer(folder / RECORD)
     provenance = _provenance(run, device)
     write("start", **identity, data_hash=data.data_hash(), **provenance, config=run.dump(), cost=cost.dump())
-    place = torch_device(device)
-    model = CausalLM.build(run.model, seed=run.seed, device=place)
-    config = run.train_config(task)
-
-    def report(point: StepReport) -> None:
-        write("report", step=point.step, loss=point.loss, aux_loss=point.aux_loss, lr=point.lr, seconds=point.seconds)
-        on_report(point)
-
+    model = CausalLM.build(run.model, seed=run.seed, device=torch_device(device))
     try:
-        with deterministic(place) as exceptions:
-            trained = train(model, data, config, checkpoint=folder / CHECKPOINT, on_report=report)
-            wall, cpu = time.monotonic(), time.process_time()
-            metrics = data.evaluate(predictor(model))
-        if not math.isfinite(metrics["bits"]):
-            raise Diverged(f"the model's answers are not finite after {config.steps} steps")
-        scored = time.monotonic() - wall, time.process_time() - cpu
+        metrics, facts = _trained_and_scored(model, data, run.train_config(task), folder, write, on_report)
         accept(model, data)
     except (Diverged, BreaksContract) as error:
         write("failed", reason=str(error), contract=isinstance(error, BreaksContract))
         raise
     metrics |= per_parameter(metrics, cost.params, cost.active_params)
-    metrics["exposures"] = data.exposures(config.steps * config.batch_size)
     save_tensors(model.state_dict(), folder / WEIGHTS)
-    wall_seconds = trained.wall_seconds + scored[0]
-    end = write(
-        "end",
-        metrics=metrics,
-        wall_seconds=wall_seconds,
-        cpu_seconds=trained.cpu_seconds + scored[1],
-        deterministic=not exceptions,
-        **({"because": f"no deterministic form of {', '.join(exceptions)}"} if exceptions else {}),
-        gpu_seconds=wall_seconds if device.startswith("cuda") else 0.0,  # how long a GPU was held
-    )
+    end = write("end", metrics=metrics, **facts)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return end
+
+
+def _trained_and_scored(
+    model: CausalLM, data: TaskData, config: TrainConfig, folder: Path, write: "_Writer", on_report: OnReport
+) -> tuple[Metrics, dict[str, Any]]:
+    """The scores, and what the record's end says besides: what it took, and whether it can be repeated to the bit."""
+
+    def report(point: StepReport) -> None:
+        write("report", step=point.step, loss=point.loss, aux_loss=point.aux_loss, lr=point.lr, seconds=point.seconds)
+        on_report(point)
+
+    device = model.embed.weight.device
+    with deterministic(device) as exceptions:
+        trained = train(model, data, config, checkpoint=folder / CHECKPOINT, on_report=report)
+        wall, cpu = time.monotonic(), time.process_time()
+        metrics = data.evaluate(predictor(model))
+    if not math.isfinite(metrics["bits"]):
+        raise Diverged(f"the model's answers are not finite after {config.steps} steps")
+    metrics["exposures"] = data.exposures(config.steps * config.batch_size)
+    wall_seconds = trained.wall_seconds + time.monotonic() - wall
+    facts = {
+        "wall_seconds": wall_seconds,
+        "cpu_seconds": trained.cpu_seconds + time.process_time() - cpu,
+        "gpu_seconds": wall_seconds if device.type == "cuda" else 0.0,  # how long a GPU was held
+        "deterministic": not exceptions,
+    }
+    because = {"because": f"no deterministic form of {', '.join(exceptions)}"} if exceptions else {}
+    return metrics, {**facts, **because}
 
 
 def _finished(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -119,7 +119,7 @@ def test_what_training_left_in_the_process_is_not_in_the_weights(tmp_path, monke
         """A process of its own for each audit: nothing that training left is there."""
 
         def wait(self):
-            if "audit" in self.jobs[-1]:
+            if self.jobs[-1]["kind"] == "audit":
                 whole.KnowsInAClass.taught = 0.0
             return super().wait()
 
@@ -167,7 +167,7 @@ def test_blocks_pass_every_check_before_their_model_stands(tmp_path, monkeypatch
     monkeypatch.setattr(auditor, "remembered", lambda suspect: None)
     asked = []
 
-    def examine(suspect):
+    def examine(suspect, **_):
         asked.append((suspect.type, suspect.full, suspect.d_model))
         fails = suspect.type == "mlp"
         return [{"name": "compiles", "status": "failed", "message": "no graph"}] if fails else []

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 _LIBRARIES = frozenset({"doge_lab", "torch", "numpy", "pydantic", "einx", "transformers", *sys.stdlib_module_names})
 _REGISTERED = frozenset({"_parameters", "_buffers", "_modules", "router_stats"})
+_OF_EVERY_MODULE = frozenset({*vars(types.ModuleType("any")), "__builtins__", "__file__", "__cached__", "__path__"})
 _MOST = 20_000
 """Objects looked at: more than any block has, so that a walk ends."""
 
@@ -75,7 +76,7 @@ def _parts(value: Any) -> Iterator[Place]:
         yield from _of_function(value)
     elif isinstance(value, types.ModuleType):
         if not _is_library(value.__name__):
-            yield from ((k, v) for k, v in vars(value).items() if not isinstance(v, type | types.FunctionType))
+            yield from ((k, v) for k, v in vars(value).items() if k not in _OF_EVERY_MODULE and not _is_code(v))
     elif isinstance(value, type):
         if not _is_library(value.__module__):
             yield from ((name, part) for name, part in vars(value).items() if not name.startswith("__"))
@@ -104,6 +105,10 @@ def _of_function(function: types.FunctionType) -> Iterator[Place]:
 def _names(code: types.CodeType) -> set[str]:
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
     return set(code.co_names).union(*inner)
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, type | types.FunctionType)
 
 
 def _is_library(module: str | None) -> bool:
