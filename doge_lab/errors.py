@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class UserError(ValueError):
@@ -35,6 +36,15 @@ def in_file(file: Path) -> Iterator[None]:
         if error.file or error.path.startswith("--"):
             raise
         raise UserError(error.message, error.path, str(file)) from None
+
+
+def shortened(value: Any, limit: int = 60) -> str:
+    """What the user wrote, as a message repeats it: quoted as Python quotes it, and cut where it is long."""
+    try:
+        text = repr(value[:limit] + "..." if isinstance(value, str) and len(value) > limit else value)
+    except ValueError:
+        return "a number of thousands of digits"  # which Python does not write out
+    return text if len(text) <= 2 * limit else text[:limit] + "..."
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
