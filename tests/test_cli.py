@@ -167,7 +167,7 @@ def test_a_front_model_is_rebuilt_by_its_run_file(tmp_path, request, capsys):
         ),
         (["describe", "FILE", "--set", "model.layers=[]"], "model.layers: "),
         (["describe", "FILE", "--set", "model.layers.²=1"], "'²' is not an index below 1"),
-        (["describe", "FILE", "--set", "x=2024-13-45"], "is not valid YAML"),
+        (["describe", "FILE", "--set", "seed=2024-13-45"], "seed: input should be a valid integer, not '2024-13-45'"),
         (
             ["describe", "FILE", "--set", "match={params: 9, width: [layers.0.state.d_hidden.x]}"],
             "is not a place in the model",
