@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from doge_lab import registry
 from doge_lab.block import Block, BlockConfig, Kind, RouterStats, SequenceBlock, StateBlock
 from doge_lab.cache import Cache
-from doge_lab.errors import UserError
+from doge_lab.errors import UserError, shortened
 from doge_lab.layers.masks import token_positions
 from doge_lab.strict import Strict, validate
 
@@ -45,7 +45,7 @@ class BlockRef:
             return value
         written = {"type": value} if isinstance(value, str) else value
         if not isinstance(written, dict) or not isinstance(written.get("type"), str):
-            raise UserError(f"a {kind} block is a name or a mapping with `type`, not {value!r}")
+            raise UserError(f"a {kind} block is a name or a mapping with `type`, not {shortened(value)}")
         try:
             block = registry.get(kind, written["type"])
         except UserError as error:

@@ -5,15 +5,29 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from doge_lab.cli import blocks, challenge, check, compare, describe, report, rerun, scale, schema, search, tasks, train
-from doge_lab.errors import UserError
+from doge_lab.cli import (
+    blocks,
+    challenge,
+    check,
+    compare,
+    describe,
+    output,
+    report,
+    rerun,
+    scale,
+    schema,
+    search,
+    tasks,
+    train,
+)
+from doge_lab.errors import UserError, cut
 
 COMMANDS = (blocks, tasks, describe, check, train, rerun, search, compare, scale, challenge, report, schema)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {cut(' '.join(message.split()), 500)} (see {self.prog} --help)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,9 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 done, 1 a check failed, 2 unusable input, 130 interrupted."""
+    output.accept_any_text()
     options = build_parser().parse_args(words)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"doge-lab: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -43,4 +60,9 @@ def main(words: Sequence[str] | None = None) -> int:
         print("doge-lab: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        output.discard()
         return 0  # the reader of our output has seen enough
+    except OSError as error:  # any file or output that cannot be read or written and that no command tells better
+        output.discard()
+        print(f"doge-lab: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
