@@ -1,20 +1,16 @@
 """One run: one task, one model trained from scratch, one folder with its record.
 
-FOLDER/record.jsonl        start: configuration, code, packages, seed, data hash, cost, device
-                           report: a point of the curve      end: metrics; wall, CPU and GPU seconds of it all
-                           failed: the reason
+FOLDER/record.jsonl        what happened, as `doge_lab.record` says
 FOLDER/model.safetensors   the trained weights
 FOLDER/checkpoint.safetensors   while it runs, for runs that take longer than half a minute
 """
 
-import json
 import math
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,10 +20,11 @@ import torch
 from doge_lab.config import RunConfig, fingerprint, foreign_blocks
 from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
+from doge_lab.record import Writer, read_record
 from doge_lab.tasks import Metrics, ScoredOn, Task
 from doge_lab.train import Diverged, StepReport, predictor, save_tensors, train
 
-RECORD, WEIGHTS, CHECKPOINT = "record.jsonl", "model.safetensors", "checkpoint.safetensors"
+WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
 PACKAGES = ("torch", "numpy", "einx", "transformers", "optuna", "pydantic", "sentencepiece")
 
 OnReport = Callable[[StepReport], None]
@@ -58,7 +55,7 @@ def execute(
     folder.mkdir(parents=True, exist_ok=True)
     data = task.data(seed=run.seed, scored_on=scored_on)
     cost = run.cost()
-    write = _Writer(folder / RECORD)
+    write = Writer(folder)
     provenance = _provenance(run, device)
     write("start", **identity, data_hash=data.data_hash(), **provenance, config=run.dump(), cost=cost.dump())
     model = CausalLM.build(run.model, seed=run.seed, device=torch_device(device))
@@ -90,21 +87,6 @@ def execute(
     )
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return end
-
-
-def read_record(folder: Path) -> list[dict[str, Any]]:
-    """The events of a run; a line torn by a kill is left out. Empty when there is no record."""
-    try:
-        lines = (folder / RECORD).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    events = []
-    for line in lines:
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events
 
 
 def torch_device(name: str) -> torch.device:
@@ -161,19 +143,3 @@ def _processor(device: str) -> str:
 
 def _per_parameter(metrics: Metrics, params: int, active_params: int) -> Metrics:
     return {"bits_per_param": metrics["bits"] / params, "bits_per_active_param": metrics["bits"] / active_params}
-
-
-class _Writer:
-    """Appends events, a line each, on disk before the call returns."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self, event: str, **facts: Any) -> dict[str, Any]:
-        content = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
-        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + json.dumps(content, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        return content

@@ -10,7 +10,7 @@ import pytest
 from tiny_search import TINY, InProcess, search, tiny
 
 from doge_lab.errors import UserError
-from doge_lab.run import read_record
+from doge_lab.record import read_record
 from doge_lab.search import coordinator
 from doge_lab.search.config import load_space, parse_space
 from doge_lab.search.coordinator import Coordinator
