@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, model_validator
 
 from doge_lab import registry
 from doge_lab.cost import Cost, cost_of
@@ -40,7 +40,7 @@ class RunConfig(Strict):
     """How it is trained; a task may differ in its own `train`."""
     match: MatchConfig | None = None
     """A cost to meet by solving one free width."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Initialisation, data and order."""
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, PositiveInt, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, PositiveInt, WithJsonSchema, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +28,7 @@ from doge_lab.strict import Strict, validate
 
 LARGEST = 2**24
 """Of a width or a vocabulary: beyond what anyone builds, below what overflows."""
+MOST_LAYERS = 2000
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,12 @@ class ModelConfig(Strict):
     """`scaled` multiplies each block's output by learned per-channel weights (the later Doge release)."""
     cache_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Type in which per-token cache entries are held and counted."""
+
+    @model_validator(mode="after")
+    def _not_endless(self) -> "ModelConfig":
+        if self.n_layers > MOST_LAYERS:
+            raise UserError(f"makes {self.n_layers:,} layers; at most {MOST_LAYERS:,}", "layers")
+        return self
 
     @property
     def n_layers(self) -> int:
