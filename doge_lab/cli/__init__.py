@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(words)
     try:
         code = int(options.run(options))
-        sys.stdout.flush()
+        output.flush()
         return code
     except UserError as error:
         print(f"doge-lab: {' '.join(str(error).split())}", file=sys.stderr)
@@ -64,5 +64,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0  # the reader of our output has seen enough
     except OSError as error:  # any file or output that cannot be read or written and that no command tells better
         output.discard()
-        print(f"doge-lab: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"doge-lab: {UserError(error.strerror or str(error), file=str(error.filename or 'output'))}",
+            file=sys.stderr,
+        )
         return 2
