@@ -5,12 +5,13 @@ FOLDER/model.safetensors   the trained weights
 FOLDER/checkpoint.safetensors   while it runs, for runs that take longer than half a minute
 """
 
+import contextlib
 import math
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,19 @@ PACKAGES = ("torch", "numpy", "einx", "transformers", "optuna", "pydantic", "sen
 OnReport = Callable[[StepReport], None]
 
 
+@contextlib.contextmanager
+def _memory_told() -> Iterator[None]:
+    """Memory that is out is a `MemoryError`, whatever PyTorch calls it: no fault of a block."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said or "not enough memory" in said:
+            raise MemoryError(said) from None
+        raise
+
+
+@_memory_told()
 def execute(
     run: RunConfig,
     task: Task,

@@ -97,12 +97,8 @@ def prepare(folder: Path) -> None:
         run = load(Path("model.yaml")).resolved()
         Path("model.json").write_text(run.model_dump_json())
         _must(main(["train", "model.yaml", "--out", "run", "--json"]))
-        for command, source in {"search": "space", "compare": "experiment"}.items():
-            _must(
-                main(
-                    [command, f"{source}.yaml", "--workers", "1", "--out", source.replace("space", "search"), "--json"]
-                )
-            )
+        for command, source, out in (("search", "space", "search"), ("compare", "experiment", "experiment")):
+            _must(main([command, f"{source}.yaml", "--workers", "1", "--out", out, "--json"]))
         shutil.copytree("run", "half")
         Path("half/capacity", WEIGHTS).unlink()
         record = Path("half/capacity/record.jsonl")
@@ -121,7 +117,7 @@ def child(words: list[str], folder: Path) -> None:
     os.setsid()
     os.chdir(folder)
     for stream, name in ((1, "out.txt"), (2, "err.txt")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), stream)
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTES * 2**30,) * 2)

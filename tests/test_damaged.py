@@ -4,7 +4,9 @@ import json
 import random
 
 import pytest
+import torch
 
+from doge_lab.cli import main
 from doge_lab.config import load
 from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
@@ -80,6 +82,15 @@ def test_a_seed_that_torch_cannot_take_is_one_line(run_file, seed):
     with pytest.raises(UserError, match="seed: "):
         load(run_file, [f"seed={seed}"])
     assert load(run_file, [f"seed={2**63 - 1}"]).seed == 2**63 - 1
+
+
+def test_memory_that_is_out_is_no_fault_of_a_block(run_file, tmp_path, monkeypatch, capsys):
+    def allocate(*_, **__):
+        torch.empty(2**60)
+
+    monkeypatch.setattr("doge_lab.run.train", allocate)
+    assert main(["train", str(run_file), "--out", str(tmp_path / "out"), "--json"]) == 2
+    assert capsys.readouterr().err.startswith("doge-lab: not enough memory: ")
 
 
 def test_endless_layers_are_refused_at_once(run_file):
