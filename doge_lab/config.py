@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, model_validator
 
 from doge_lab import registry
 from doge_lab.cost import Cost, cost_of
-from doge_lab.errors import UserError, in_file
+from doge_lab.errors import UserError, in_file, shortened
 from doge_lab.match import MatchConfig, solve
 from doge_lab.model import ModelConfig
 from doge_lab.optim import TrainConfig
@@ -23,7 +23,7 @@ from doge_lab.yamlfile import read_mapping, with_overrides
 def checked_name(name: str) -> str:
     """A name that can be a folder's. Raises `UserError` for one that leads elsewhere."""
     if name in ("", ".", "..") or any(mark in name for mark in "/\\:\0") or len(name) > 100:
-        raise UserError(f"{name[:60]!r} cannot be a folder's name: no / \\ : and at most 100 characters", "name")
+        raise UserError(f"{shortened(name)} cannot be a folder's name: no / \\ : and at most 100 characters", "name")
     return name
 
 
@@ -40,7 +40,7 @@ class RunConfig(Strict):
     """How it is trained; a task may differ in its own `train`."""
     match: MatchConfig | None = None
     """A cost to meet by solving one free width."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Initialisation, data and order."""
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class UserError(ValueError):
@@ -14,12 +15,12 @@ class UserError(ValueError):
 
     def __init__(self, message: str, path: str = "", file: str = "") -> None:
         super().__init__(message)
-        self.message = message
+        self.message = cut(message, 1000)
         self.path = path
         self.file = file
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.file, self.path, self.message) if part)
+        return ": ".join(part for part in (cut(self.file, 300), cut(self.path, 200), self.message) if part)
 
     def under(self, path: str) -> "UserError":
         """The same error, found below `path`."""
@@ -37,9 +38,23 @@ def in_file(file: Path) -> Iterator[None]:
         raise UserError(error.message, error.path, str(file)) from None
 
 
+def cut(text: str, most: int) -> str:
+    """`text` without its middle where it is longer: how it begins, and the way out at its end."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 3 :]}"
+
+
+def shortened(value: Any, limit: int = 60) -> str:
+    """What the user wrote, as a message repeats it: quoted as Python quotes it, and cut where it is long."""
+    try:
+        text = repr(value[:limit] + "..." if isinstance(value, str) and len(value) > limit else value)
+    except ValueError:
+        return "a number of thousands of digits"  # which Python does not write out
+    return text if len(text) <= 2 * limit else text[:limit] + "..."
+
+
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """`; did you mean 'attention'?` when `word` is close to a known name, else the known names."""
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(word[:100], known, n=1)  # a long word takes the square of its length
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 

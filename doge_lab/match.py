@@ -13,7 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from doge_lab import registry
 from doge_lab.cost import cost_of
-from doge_lab.errors import UserError
+from doge_lab.errors import UserError, shortened
 from doge_lab.model import ModelConfig
 from doge_lab.strict import Strict, validate
 
@@ -164,5 +164,5 @@ def _with_width(written: Mapping[str, Any], paths: list[str], width: int) -> dic
                 place = place[int(parent) if isinstance(place, list) else parent]
             place[option] = width
         except (KeyError, IndexError, ValueError, TypeError):
-            raise UserError(f"{path!r} is not a place in the model", "match.width") from None
+            raise UserError(f"{shortened(path)} is not a place in the model", "match.width") from None
     return changed

@@ -15,20 +15,21 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, PositiveInt, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, PositiveInt, WithJsonSchema, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doge_lab import registry
 from doge_lab.block import Block, BlockConfig, Kind, RouterStats, SequenceBlock, StateBlock
 from doge_lab.cache import Cache
-from doge_lab.errors import UserError
+from doge_lab.errors import UserError, shortened
 from doge_lab.layers.masks import token_positions
 from doge_lab.layers.norm import RMSNorm
 from doge_lab.strict import Strict, validate
 
 LARGEST = 2**24
 """Of a width or a vocabulary: beyond what anyone builds, below what overflows."""
+MOST_LAYERS = 2000
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class BlockRef:
             return value
         written = {"type": value} if isinstance(value, str) else value
         if not isinstance(written, dict) or not isinstance(written.get("type"), str):
-            raise UserError(f"a {kind} block is a name or a mapping with `type`, not {value!r}")
+            raise UserError(f"a {kind} block is a name or a mapping with `type`, not {shortened(value)}")
         try:
             block = registry.get(kind, written["type"])
         except UserError as error:
@@ -104,6 +105,12 @@ class ModelConfig(Strict):
     """`scaled` multiplies each block's output by learned per-channel weights (the later Doge release)."""
     cache_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Type in which per-token cache entries are held and counted."""
+
+    @model_validator(mode="after")
+    def _not_endless(self) -> "ModelConfig":
+        if self.n_layers > MOST_LAYERS:
+            raise UserError(f"makes {self.n_layers:,} layers; at most {MOST_LAYERS:,}", "layers")
+        return self
 
     @property
     def n_layers(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from doge_lab.config import RunConfig, fingerprint
-from doge_lab.errors import UserError, did_you_mean
+from doge_lab.errors import UserError, did_you_mean, shortened
 from doge_lab.model import CausalLM
 from doge_lab.run import BreaksContract, OnReport, execute
 from doge_lab.tasks import ScoredOn, Task, TaskData
@@ -39,7 +39,7 @@ def check_names(names: Iterable[str], tasks: Iterable[Task]) -> None:
     known = [*COST_NAMES, *(f"{task.label}.{metric}" for task in tasks for metric in METRIC_NAMES)]
     for name in names:
         if name not in known:
-            raise UserError(f"nothing measures {name!r}{did_you_mean(name, known)}")
+            raise UserError(f"nothing measures {shortened(name)}{did_you_mean(name, known)}")
 
 
 def evaluate(

@@ -21,7 +21,7 @@ class TrainConfig(Strict):
     exposures: PositiveFloat | None = None
     """How often a memorised task shows each fact: takes the place of `steps`, so that larger tables train longer.
     Tasks that draw fresh sequences keep `steps`."""
-    batch_size: PositiveInt = 128
+    batch_size: int = Field(default=128, ge=1, le=2**20)
     """Sequences per step."""
     lr: PositiveFloat = 0.01
     """Peak learning rate."""

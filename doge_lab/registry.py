@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from doge_lab import digest
-from doge_lab.errors import UserError, did_you_mean
+from doge_lab.errors import UserError, did_you_mean, shortened
 
 if TYPE_CHECKING:
     from doge_lab.block import Block, Kind
@@ -70,8 +70,8 @@ def get(kind: "Kind", name: str) -> type["Block"]:
     if name not in known:
         other = "state" if kind == "sequence" else "sequence"
         if name in names(other):  # type: ignore[arg-type]
-            raise UserError(f"{name!r} is a {other} block, not a {kind} block")
-        raise UserError(f"no {kind} block is named {name!r}{did_you_mean(name, known)}")
+            raise UserError(f"{shortened(name)} is a {other} block, not a {kind} block")
+        raise UserError(f"no {kind} block is named {shortened(name)}{did_you_mean(name, known)}")
     for point in _entry_points(kind):
         if point.name == name:
             return _checked(kind, name, _imported(name, point.load))
@@ -87,7 +87,7 @@ def find(name: str) -> list[tuple["Kind", type["Block"]]]:
     found = [(kind, get(kind, name)) for kind in KINDS if name in names(kind)]
     if not found:
         known = [known for kind in KINDS for known in names(kind)]
-        raise UserError(f"no block is named {name!r}{did_you_mean(name, known)}")
+        raise UserError(f"no block is named {shortened(name)}{did_you_mean(name, known)}")
     return found
 
 
@@ -145,9 +145,11 @@ def _checked(kind: "Kind | None", name: str, block: object) -> type["Block"]:
     from doge_lab.block import SequenceBlock, StateBlock
 
     if not (isinstance(block, type) and issubclass(block, SequenceBlock | StateBlock)):
-        raise UserError(f"{name!r} is not a block class: subclass SequenceBlock or StateBlock of doge_lab.block")
+        raise UserError(
+            f"{shortened(name)} is not a block class: subclass SequenceBlock or StateBlock of doge_lab.block"
+        )
     if kind is not None and block.kind != kind:
-        raise UserError(f"{name!r} is a {block.kind} block, not a {kind} block")
+        raise UserError(f"{shortened(name)} is a {block.kind} block, not a {kind} block")
     return block
 
 
@@ -155,25 +157,25 @@ def _imported(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # a module runs whatever its author wrote
-        raise UserError(f"the block {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UserError(f"the block {shortened(name)} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _import_class(name: str) -> object:
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
-        raise UserError(f"{name!r} must look like package.module:Class")
+        raise UserError(f"{shortened(name)} must look like package.module:Class")
     package = module_name.split(".")[0]
     if package not in _allowed_packages:
-        raise UserError(f"{name!r} names code to import; if you trust it, say --allow-import {package}")
+        raise UserError(f"{shortened(name)} names code to import; if you trust it, say --allow-import {package[:60]}")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # likewise
         said = f"{type(error).__name__}: {error}"
-        raise UserError(f"cannot import {module_name!r}, named by {name!r}: {said}") from error
+        raise UserError(f"cannot import {shortened(module_name)}, named by {shortened(name)}: {said}") from error
     try:
         return getattr(module, attribute)
     except AttributeError:
-        raise UserError(f"module {module_name!r} has no {attribute!r}") from None
+        raise UserError(f"module {shortened(module_name)} has no {shortened(attribute)}") from None
 
 
 @functools.cache

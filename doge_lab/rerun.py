@@ -8,21 +8,23 @@ of a capacity run is up to 4 %.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from doge_lab import config as runs
 from doge_lab.config import RunConfig
-from doge_lab.errors import UserError
-from doge_lab.run import RECORD, OnReport, execute, read_record
-from doge_lab.tasks import Task
+from doge_lab.errors import UserError, in_file, shortened
+from doge_lab.record import RECORD, read_record
+from doge_lab.run import OnReport, execute
+from doge_lab.tasks import ScoredOn, Task
 from doge_lab.train import Diverged
 
 Events = Sequence[Mapping[str, Any]]
 TOLERANCE = 0.05
 SETUP = ("code", "packages", "python", "machine", "threads")
 """What must be equal for the bits to be."""
+MOST_THREADS = 1024
 CURVE = ("step", "loss", "aux_loss", "lr")
 
 
@@ -64,26 +66,22 @@ class Verdict:
 def load(path: Path) -> Recorded:
     """Read a run's folder or its record. Raises `UserError` for a record that is not there, torn or unfinished."""
     folder = path.parent if path.name == RECORD else path
-    try:
-        events = read_record(folder)
-    except (OSError, UnicodeDecodeError):
-        events = []
-    if not events or not all(isinstance(event, dict) and "event" in event for event in events):
-        raise UserError(f"holds no {RECORD} of a run", str(path))
-    if not _is_start(events[0]):
-        raise UserError("its record does not begin with how the run was started", str(path))
-    if events[-1]["event"] not in ("end", "failed"):
-        raise UserError("this run is not finished; the command that began it continues it", str(path))
-    run = runs.parse(events[0]["config"])
-    task = next((task for task in run.tasks if task.label == events[0]["task"]), None)
-    if task is None:
-        raise UserError(f"its configuration has no task {events[0]['task']!r}", str(path))
-    return Recorded(folder, events, run, task)
-
-
-def _is_start(event: Mapping[str, Any]) -> bool:
-    needed = {"config", "task", "scored_on", "data_hash", *SETUP}
-    return bool(event["event"] == "start" and needed <= event.keys())
+    events = read_record(folder)
+    with in_file(path):
+        if not events:
+            raise UserError(f"holds no {RECORD} of a run")
+        start = events[0]
+        if not isinstance(start["machine"].get("device"), str) or start["scored_on"] not in get_args(ScoredOn):
+            raise UserError("does not say on which device and data it was trained; train again instead")
+        if not 1 <= start["threads"] <= MOST_THREADS:
+            raise UserError(f"must be between 1 and {MOST_THREADS:,}, not {shortened(start['threads'])}", "threads")
+        if events[-1]["event"] not in ("end", "failed"):
+            raise UserError("this run is not finished; the command that began it continues it")
+        run = runs.parse(start["config"])
+        task = next((task for task in run.tasks if task.label == start["task"]), None)
+        if task is None:
+            raise UserError(f"its configuration has no task {shortened(start['task'])}")
+        return Recorded(folder, events, run, task)
 
 
 def repeat(recorded: Recorded, out: Path, *, device: str, on_report: OnReport = lambda report: None) -> Verdict:

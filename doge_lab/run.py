@@ -1,20 +1,16 @@
 """One run: one task, one model trained from scratch, one folder with its record.
 
-FOLDER/record.jsonl        start: configuration, code, packages, seed, data hash, cost, device
-                           report: a point of the curve      end: metrics; wall, CPU and GPU seconds of it all
-                           failed: the reason
+FOLDER/record.jsonl        what happened, as `doge_lab.record` says
 FOLDER/model.safetensors   the trained weights
 FOLDER/checkpoint.safetensors   while it runs, for runs that take longer than half a minute
 """
 
-import json
+import contextlib
 import math
-import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,10 +22,11 @@ from doge_lab.determinism import deterministic
 from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
 from doge_lab.optim import TrainConfig
+from doge_lab.record import Writer, read_record
 from doge_lab.tasks import Metrics, ScoredOn, Task, TaskData
 from doge_lab.train import Diverged, StepReport, predictor, save_tensors, train
 
-RECORD, WEIGHTS, CHECKPOINT = "record.jsonl", "model.safetensors", "checkpoint.safetensors"
+WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
 PACKAGES = ("torch", "numpy", "einx", "transformers", "optuna", "pydantic", "sentencepiece")
 
 OnReport = Callable[[StepReport], None]
@@ -41,6 +38,19 @@ class BreaksContract(RuntimeError):
     """A trained model does not keep a promise of the contract. A result about its blocks, not a fault of the lab."""
 
 
+@contextlib.contextmanager
+def _memory_told() -> Iterator[None]:
+    """Memory that is out is a `MemoryError`, whatever PyTorch calls it: no fault of a block."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said or "not enough memory" in said:
+            raise MemoryError(said) from None
+        raise
+
+
+@_memory_told()
 def execute(
     run: RunConfig,
     task: Task,
@@ -66,7 +76,7 @@ def execute(
     folder.mkdir(parents=True, exist_ok=True)
     data = task.data(seed=run.seed, scored_on=scored_on)
     cost = run.cost()
-    write = _Writer(folder / RECORD)
+    write = Writer(folder)
     provenance = _provenance(run, device)
     write("start", **identity, data_hash=data.data_hash(), **provenance, config=run.dump(), cost=cost.dump())
     model = CausalLM.build(run.model, seed=run.seed, device=torch_device(device))
@@ -84,7 +94,7 @@ def execute(
 
 
 def _trained_and_scored(
-    model: CausalLM, data: TaskData, config: TrainConfig, folder: Path, write: "_Writer", on_report: OnReport
+    model: CausalLM, data: TaskData, config: TrainConfig, folder: Path, write: Writer, on_report: OnReport
 ) -> tuple[Metrics, dict[str, Any]]:
     """The scores, and what the record's end says besides: what it took, and whether it can be repeated to the bit."""
 
@@ -117,21 +127,6 @@ def _finished(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any] | No
     if last["event"] == "failed":
         raise (BreaksContract if last.get("contract") else Diverged)(last["reason"])
     return last if last["event"] == "end" and (folder / WEIGHTS).exists() else None
-
-
-def read_record(folder: Path) -> list[dict[str, Any]]:
-    """The events of a run; a line torn by a kill is left out. Empty when there is no record."""
-    try:
-        lines = (folder / RECORD).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    events = []
-    for line in lines:
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events
 
 
 def torch_device(name: str) -> torch.device:
@@ -186,19 +181,3 @@ def _processor(device: str) -> str:
 def per_parameter(metrics: Metrics, params: int, active_params: int) -> Metrics:
     """Bits per parameter and per active parameter, to stand beside `metrics`."""
     return {"bits_per_param": metrics["bits"] / params, "bits_per_active_param": metrics["bits"] / active_params}
-
-
-class _Writer:
-    """Appends events, a line each, on disk before the call returns."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self, event: str, **facts: Any) -> dict[str, Any]:
-        content = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
-        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + json.dumps(content, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        return content

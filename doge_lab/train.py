@@ -5,6 +5,7 @@ batch of a step is a function of the step, so nothing else has to be remembered.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import time
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
 from doge_lab.optim import TrainConfig, build_optimizer, lr_at
 from doge_lab.tasks import Batch, Predict, TaskData
@@ -26,6 +28,7 @@ from doge_lab.tasks.base import IGNORE
 
 CHECKPOINT_SECONDS = 30.0
 CURVE_POINTS = 40
+_WAY_OUT = "delete it to train from the beginning; what the record holds stays"
 
 
 class Diverged(RuntimeError):
@@ -80,6 +83,8 @@ def train(
     """
     optimizer = build_optimizer(model, config)
     before = load_checkpoint(checkpoint, model, optimizer) if checkpoint and checkpoint.exists() else Progress()
+    if before.step > config.steps:
+        raise UserError(f"is at step {before.step} of {config.steps}; {_WAY_OUT}", file=str(checkpoint))
     every = max(1, config.steps // CURVE_POINTS)
     began, saved = _clocks(), time.monotonic()
     model.train()
@@ -144,14 +149,30 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    save_tensors(tensors, path, {"progress": json.dumps(asdict(done))})
+    save_tensors(
+        tensors, path, {"progress": (progress := json.dumps(asdict(done))), "sha256": _digest(tensors, progress)}
+    )
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore what `save_checkpoint` wrote; returns how far it was."""
-    with safe_open(path, "pt") as file:
-        done = Progress(**json.loads(file.metadata()["progress"]))
-    tensors = load_file(path)
+    """Restore what `save_checkpoint` wrote; returns how far it was. Raises `UserError` when the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            written = file.metadata()
+        tensors = load_file(path)
+        if written["sha256"] != _digest(tensors, written["progress"]):
+            raise ValueError("not what was written")
+        done = Progress(**json.loads(written["progress"]))
+        _restore(tensors, model, optimizer)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error}); {_WAY_OUT}", file=str(path)) from None
+    except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        said = str(error).partition("\n")[0]
+        raise UserError(f"is damaged ({type(error).__name__}: {said}); {_WAY_OUT}", file=str(path)) from None
+    return done
+
+
+def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     model.load_state_dict(weights)
     state: dict[int, dict[str, Tensor]] = {}
@@ -160,7 +181,15 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return done
+
+
+def _digest(tensors: dict[str, Tensor], progress: str) -> str:
+    """SHA-256 of all that a checkpoint holds: a flipped bit would change the result in silence."""
+    digest = hashlib.sha256(progress.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -1,30 +1,14 @@
-"""Reading YAML and JSON: safely, and with one clear line when a file cannot be used."""
+"""Reading YAML and JSON files, and overriding what they say, with one clear line when a file cannot be used."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import yaml
+from doge_lab.errors import UserError, shortened
+from doge_lab.plaindata import from_json, from_yaml, plain
 
-from doge_lab.errors import UserError
-
-LARGEST_BYTES = 10_000_000
-MOST_VALUES = 1_000_000
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, where a key written twice is an error rather than a silent choice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen and key != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is written twice", key_node.start_mark)
-            seen.add(key if isinstance(key, str) else repr(key))
-        return super().construct_mapping(node, deep)
+LARGEST_BYTES = 500_000
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -35,83 +19,34 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def parse_mapping(text: str, file: str) -> dict[str, Any]:
     """The mapping that `text` writes, the content of `file`. Raises `UserError` naming the file and the line."""
     try:
-        content = json.loads(text, object_pairs_hook=_unique) if file.endswith(".json") else yaml.load(text, _Loader)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not valid JSON at line {error.lineno}: {error.msg}", file=file) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML{_place(error)}", file=file) from None
+        content = from_json(text) if file.endswith(".json") else from_yaml(text)
+        if content is None:
+            raise UserError("the file is empty")
+        if not isinstance(content, dict):
+            raise UserError(f"the file must hold a mapping such as `model: ...`, not a {type(content).__name__}")
     except UserError as error:
         raise UserError(error.message, file=file) from None
-    except ValueError as error:
-        raise UserError(f"holds a value that cannot be read: {error}", file=file) from None
-    except RecursionError:
-        raise UserError("nested too deeply", file=file) from None
-    if content is None:
-        raise UserError("the file is empty", file=file)
-    if not isinstance(content, dict):
-        raise UserError(f"the file must hold a mapping such as `model: ...`, not a {type(content).__name__}", file=file)
-    if _size(content, {}) > MOST_VALUES:
-        raise UserError(
-            f"aliases in it stand for more than {MOST_VALUES:,} values, which no configuration holds", file=file
-        )
-    try:
-        return _plain(content)
-    except ValueError:
-        raise UserError("an alias in the file refers to itself", file=file) from None
-    except TypeError:
-        raise UserError("the names in a mapping must be text", file=file) from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, where a key written twice is an error as it is in YAML."""
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{name!r} is written twice")
-    return dict(pairs)
-
-
-def _plain(content: dict[str, Any]) -> dict[str, Any]:
-    """A copy in which nothing is shared and dates are text again. Raises `ValueError` for a circle."""
-    copied: dict[str, Any] = json.loads(json.dumps(content, default=str))
-    return copied
-
-
-def _size(value: Any, known: dict[int, int]) -> int:
-    """Values in `value` with every alias written out; what is shared is counted once and remembered in `known`."""
-    if not isinstance(value, dict | list):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = 0  # met again below itself: a circle, which the copy refuses
-        parts = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
-    return known[id(value)]
+    return content
 
 
 def _read_text(path: Path) -> str:
     try:
         if path.is_dir():
             raise UserError("this is a folder; name a YAML or JSON file in it", file=str(path))
-        if path.stat().st_size > LARGEST_BYTES:
-            raise UserError(
-                f"the file is larger than {LARGEST_BYTES:,} bytes, which no configuration is", file=str(path)
-            )
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            written = file.read(LARGEST_BYTES + 1)  # a device or a pipe does not say how much it holds
+        text = written.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError("no such file", file=str(path)) from None
     except UnicodeDecodeError:
-        raise UserError("this is not a text file", file=str(path)) from None
+        text = "\0"
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from None
+    if len(written) > LARGEST_BYTES:
+        raise UserError(f"the file is larger than {LARGEST_BYTES:,} bytes, which no configuration is", file=str(path))
     if "\0" in text:
-        raise UserError("this is not a text file", file=str(path))
+        raise UserError("this is not a text file in UTF-8", file=str(path))
     return text
-
-
-def _place(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f" at line {mark.line + 1}: {problem}" if mark else f": {problem}"
 
 
 def with_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -120,11 +55,11 @@ def with_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[st
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
-            raise UserError(f"{override!r} must look like path.to.0.key=value", "--set")
+            raise UserError(f"{shortened(override)} must look like path.to.0.key=value", "--set")
         try:
-            values.append((path, _plain({"": yaml.load(text, _Loader)})[""]))
-        except (yaml.YAMLError, ValueError, TypeError):
-            raise UserError(f"the value of {override!r} is not valid YAML", "--set") from None
+            values.append((path, from_yaml(text)))
+        except UserError as error:
+            raise UserError(f"{shortened(override)}: {error.message}", "--set") from None
     try:
         return with_values(content, values)
     except UserError as error:
@@ -133,23 +68,25 @@ def with_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 def with_values(content: Mapping[str, Any], values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """A copy of `content` with `path.to.0.key` set to its value, in order. Raises `UserError` for no such path."""
-    changed = _plain(dict(content))
+    changed = plain(dict(content))
     for path, value in values:
-        _assign(changed, path.split("."), deepcopy(value), path)
-    return changed
+        _assign(changed, path.split("."), deepcopy(value), shortened(path))
+    copied: dict[str, Any] = plain(changed)
+    return copied
 
 
 def _assign(place: Any, parts: list[str], value: Any, path: str) -> None:
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
         if isinstance(place, list):
-            if not (part.isascii() and part.isdecimal()) or int(part) >= len(place):
-                raise UserError(f"{path!r}: {part!r} is not an index below {len(place)}")
-            key: Any = int(part)
+            key: Any = next((number for number in range(len(place)) if str(number) == part), None)
+            if key is None:
+                raise UserError(f"{path}: {shortened(part)} is not an index below {len(place)}")
         elif isinstance(place, dict):
             key = part
         else:
-            raise UserError(f"{path!r}: {parts[index - 1]!r} is {place!r}, which holds nothing below it")
+            before = shortened(parts[index - 1])
+            raise UserError(f"{path}: {before} is {shortened(place)}, which holds nothing below it")
         if last:
             place[key] = value
         else:

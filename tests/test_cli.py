@@ -1,9 +1,11 @@
 """The commands as typed: what they print, how they end, and that a mistake is one line."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -146,14 +148,14 @@ def test_a_front_model_is_rebuilt_by_its_run_file(tmp_path, request, capsys):
             ["describe", "FILE", "--set", "model.layers.0.state=mlpp"],
             "no state block is named 'mlpp'; did you mean 'mlp'?",
         ),
-        (["describe", "FILE", "--context", "0"], "--context: must be a positive number of tokens, not 0"),
+        (["describe", "FILE", "--context", "0"], "--context: must be between 1 and 1,000,000,000, not 0"),
         (
             ["train", "FILE", "--set", "match.params=5"],
             "FILE: match: no width of layers.0.state.d_cross_domain gives params=5",
         ),
         (["train", "FILE", "--device", "cuda:99"], "--device: device 'cuda:99' cannot be used here"),
         (["train", "FILE", "--device", "gpu"], "--device: device 'gpu' cannot be used here"),
-        (["train", "FILE", "--threads", "0"], "--threads: must be at least 1"),
+        (["train", "FILE", "--threads", "0"], "--threads: must be between 1 and 1,024, not 0"),
         (
             ["train", "FILE", "--set", "tasks=[]", "--set", "model.vocab_size=9"],
             "FILE: tasks: there is nothing to train on",
@@ -167,7 +169,7 @@ def test_a_front_model_is_rebuilt_by_its_run_file(tmp_path, request, capsys):
         ),
         (["describe", "FILE", "--set", "model.layers=[]"], "model.layers: "),
         (["describe", "FILE", "--set", "model.layers.²=1"], "'²' is not an index below 1"),
-        (["describe", "FILE", "--set", "x=2024-13-45"], "is not valid YAML"),
+        (["describe", "FILE", "--set", "seed=2024-13-45"], "seed: input should be a valid integer, not '2024-13-45'"),
         (
             ["describe", "FILE", "--set", "match={params: 9, width: [layers.0.state.d_hidden.x]}"],
             "is not a place in the model",
@@ -191,7 +193,7 @@ def test_a_front_model_is_rebuilt_by_its_run_file(tmp_path, request, capsys):
             "model.max_positions: 16 is less than 32 tokens",
         ),
         (["check", ":a"], "':a' must look like package.module:Class"),
-        (["check", "mlp", "--d-model", "0"], "--d-model: must be between 1 and 4096"),
+        (["check", "mlp", "--d-model", "0"], "--d-model: must be between 1 and 4,096"),
         (["search", "FILE", "--seed", "-1"], "--seed: must be between 0 and"),
         (["report", "x" * 300], "cannot be read: File name too long"),
         (["search", "FILE"], "FILE: a search space needs `search:`"),
@@ -257,3 +259,20 @@ def test_what_a_block_does_in_training_stays_out_of_the_facts(tmp_path, run_file
         assert said.out == ""
         assert said.err.splitlines()[-1].startswith("doge-lab: capacity: a block raised RuntimeError: a block's own")
         assert "Traceback" in (tmp_path / "out" / "capacity" / "error.txt").read_text()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_output_without_the_characters_gets_question_marks(encoding):
+    words = [sys.executable, "-m", "doge_lab", "tasks", "mano"]
+    ran = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_an_output_that_is_full_or_closed_is_no_traceback():
+    def ran(command):
+        return subprocess.run(command.format(sys.executable), shell=True, capture_output=True, text=True)
+
+    full = ran("{} -m doge_lab tasks > /dev/full")
+    assert (full.returncode, full.stderr) == (2, "doge-lab: output: No space left on device\n")
+    assert ran("{} -m doge_lab schema | head -c 1").stderr == ""

@@ -244,7 +244,7 @@ def test_a_search_without_a_front_is_one_line(tmp_path, in_process, capsys):
     [
         (["--set", "model.d_model=2"], "only the protocol can be set"),
         (["--set", "protocol.seedz=2"], "did you mean 'seeds'?"),
-        (["--candidates", "1"], "must be at least 2, not 1"),
+        (["--candidates", "1"], "must be between 2 and 1,000, not 1"),
     ],
 )
 def test_of_a_search_only_the_protocol_can_be_set(tmp_path, in_process, capsys, words, message):

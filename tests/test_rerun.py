@@ -7,8 +7,8 @@ import torch
 
 from doge_lab import registry
 from doge_lab.cli import main
-from doge_lab.rerun import SETUP, compare
-from doge_lab.run import read_record
+from doge_lab.record import read_record
+from doge_lab.rerun import compare
 
 RUN = """
 model: {d_model: 8, layers: [{sequence: {type: attention, n_heads: 2}, state: mlp}]}
@@ -16,7 +16,16 @@ tasks: [{type: recall, n_pairs: [2], length: 12, n_tokens: 16, n_eval: 64}]
 train: {steps: 6, batch_size: 8}
 """
 
-START = {"event": "start", **dict.fromkeys(("config", "task", "scored_on", "data_hash", *SETUP))}
+START = {
+    "event": "start",
+    **{name: {} for name in ("config", "code", "packages")},
+    **dict.fromkeys(("task", "data_hash", "python"), ""),
+    "machine": {"device": "cpu"},
+    "scored_on": "test",
+    "threads": 1,
+}
+REPORT = {"event": "report", "step": 1, "loss": 1.0, "aux_loss": 0.0, "lr": 0.1}
+FAILED = {"event": "failed", "reason": "diverged"}
 
 
 @pytest.fixture
@@ -89,9 +98,14 @@ def test_a_diverged_run_must_diverge_again(tmp_path, capsys):
     ("events", "message"),
     [
         ([], "holds no record.jsonl"),
-        ([{"event": "report"}], "does not begin with how the run was started"),
-        ([{"event": "start", "config": {}}, {"event": "end"}], "does not begin with how the run was started"),
-        ([START, {"event": "report"}], "is not finished"),
+        ([REPORT], "does not begin with how the run was started"),
+        ([{"event": "start", "config": {}}, REPORT], "line 1 is damaged; 1 of 2 lines can be read"),
+        ([START, {**REPORT, "loss": "1"}, REPORT, FAILED], "line 2 is damaged; 3 of 4 lines can be read"),
+        ([START, REPORT], "is not finished"),
+        ([START, REPORT, {"event": "end", "metrics": {}}], "is not finished"),
+        ([{**START, "threads": 10**9}, FAILED], "threads: must be between 1 and 1,024"),
+        ([{**START, "machine": {}}, FAILED], "does not say on which device"),
+        ([START, FAILED], "model: field required"),
         ([3], "holds no record.jsonl"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_size_that_cannot_be_is_one_line(tmp_path, capsys):
         (["--factors", "0.5", "2"], "from 1 to 1000"),
         (["--factors", "1", "nan"], "from 1 to 1000"),
         (["--factors", "1", "1.00000001"], "need two different sizes"),
-        (["--candidates", "1"], "must be at least 2, not 1"),
+        (["--candidates", "1"], "must be between 2 and 1,000, not 1"),
     ],
 )
 def test_words_that_cannot_be(tmp_path, capsys, words, message):

@@ -9,10 +9,10 @@ from tiny_search import search, tiny
 from doge_lab import registry
 from doge_lab.errors import UserError
 from doge_lab.files import only_one
+from doge_lab.record import read_record
 from doge_lab.report import write_report
 from doge_lab.report.page import page
 from doge_lab.report.pairs import more_seeds
-from doge_lab.run import read_record
 from doge_lab.search import asking, confirmation
 from doge_lab.search.config import load_space, parse_space
 from doge_lab.search.coordinator import Coordinator

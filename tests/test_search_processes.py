@@ -11,7 +11,7 @@ from tiny_search import TINY, InProcess, search, tiny
 
 from doge_lab import config
 from doge_lab.errors import UserError
-from doge_lab.run import read_record
+from doge_lab.record import read_record
 from doge_lab.search import asking, coordinator
 from doge_lab.search.config import load_space, parse_space
 from doge_lab.search.coordinator import Coordinator

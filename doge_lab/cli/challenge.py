@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doge_lab.cli.options import facts_alone, look_here, print_json, wide_console
+from doge_lab.cli.options import facts_alone, in_range, look_here, print_json, wide_console
 from doge_lab.cli.training import add_training, train, writing_to
-from doge_lab.errors import UserError
 
 if TYPE_CHECKING:
     from doge_lab.challenge.frame import Frame
@@ -45,8 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from doge_lab.experiment.config import arms_of
     from doge_lab.yamlfile import with_overrides
 
-    if options.rivals is not None and options.rivals < 0:
-        raise UserError(f"must be at least 0, not {options.rivals}", "--rivals")
+    in_range("--rivals", options.rivals, 0, 1000)
     look_here()
     with facts_alone():
         newcomer = load(options.block, with_overrides({}, options.set))

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from doge_lab.cli.options import add_json, facts_alone, look_here, print_json
+from doge_lab.cli.options import add_json, facts_alone, in_range, look_here, print_json
 from doge_lab.errors import UserError
 from doge_lab.yamlfile import with_overrides
 
@@ -29,8 +29,7 @@ def run(options: argparse.Namespace) -> int:
 
     if bool(options.block) == options.all:
         raise UserError("name one block, or say --all")
-    if not 1 <= options.d_model <= 4096:
-        raise UserError(f"must be between 1 and 4096, not {options.d_model}", "--d-model")
+    in_range("--d-model", options.d_model, 1, 4096)
     look_here()
     if options.all:
         found = [(name, registry.get(kind, name)) for kind in registry.KINDS for name in registry.names(kind)]

@@ -3,13 +3,14 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from doge_lab.cli.options import add_file, add_json, consent, print_json
-from doge_lab.errors import UserError, in_file
+from doge_lab.cli.options import add_file, add_json, consent, in_range, print_json
+from doge_lab.errors import in_file
 
 if TYPE_CHECKING:
     from doge_lab.cost import Cost
 
 DEFAULT_CONTEXT = 2048
+MOST_CONTEXT = 10**9
 
 
 def add(commands: Any) -> None:
@@ -26,8 +27,7 @@ def run(options: argparse.Namespace) -> int:
     from doge_lab.cost import held_cache_bytes
     from doge_lab.model import CausalLM
 
-    if options.context is not None and options.context < 1:
-        raise UserError(f"must be a positive number of tokens, not {options.context}", "--context")
+    in_range("--context", options.context, 1, MOST_CONTEXT)
     consent(options)
     with in_file(options.file):
         run = load(options.file, options.set).resolved()

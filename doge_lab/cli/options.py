@@ -8,13 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doge_lab.errors import UserError
+from doge_lab.errors import UserError, shortened
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
 
 WIDE = 200
+MOST_WORKERS = 256
+MOST_THREADS = 1024
+
+
+def in_range(option: str, value: int | None, least: int, most: int) -> None:
+    """Raise `UserError` for a number outside of `least` to `most`; None, where the option was left out, is none."""
+    if value is not None and not least <= value <= most:
+        raise UserError(f"must be between {least} and {most:,}, not {shortened(value)}", option)
 
 
 def add_file(parser: argparse.ArgumentParser, what: str) -> None:
@@ -100,8 +108,7 @@ def devices(device: str, workers: int | None) -> list[str]:
 
     from doge_lab.run import torch_device
 
-    if workers is not None and workers < 1:
-        raise UserError(f"must be at least 1, not {workers}", "--workers")
+    in_range("--workers", workers, 1, MOST_WORKERS)
     torch_device(device)
     if device != "cuda":
         return [device] * (

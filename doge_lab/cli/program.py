@@ -12,6 +12,7 @@ from doge_lab.cli import (
     check,
     compare,
     describe,
+    output,
     report,
     rerun,
     scale,
@@ -21,14 +22,14 @@ from doge_lab.cli import (
     tasks,
     train,
 )
-from doge_lab.errors import UserError
+from doge_lab.errors import UserError, cut
 
 COMMANDS = (blocks, tasks, describe, check, train, score, rerun, search, compare, scale, challenge, report, schema)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {cut(' '.join(message.split()), 500)} (see {self.prog} --help)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,9 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(words: Sequence[str] | None) -> int:
     """Run a command; returns its exit code."""
+    output.accept_any_text()
     options = build_parser().parse_args(words)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        output.flush()
+        return code
     except UserError as error:
         print(f"doge-lab: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -58,4 +62,10 @@ def run(words: Sequence[str] | None) -> int:
         signals.tell(stopped)
         return signals.exit_code(stopped)
     except BrokenPipeError:
+        output.discard()
         return 0  # the reader of our output has seen enough
+    except OSError as error:  # any file or output that cannot be read or written and that no command tells better
+        output.discard()
+        said = UserError(error.strerror or str(error), file=str(error.filename or "output"))
+        print(f"doge-lab: {said}", file=sys.stderr)
+        return 2

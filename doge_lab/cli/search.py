@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doge_lab import signals
-from doge_lab.cli.options import add_file, add_json, consent, devices, print_json, wide_console
+from doge_lab.cli.options import add_file, add_json, consent, devices, in_range, print_json, wide_console
 from doge_lab.cli.training import add_job_timeout
-from doge_lab.errors import UserError
 
 if TYPE_CHECKING:
     from doge_lab.search.coordinator import Coordinator
@@ -44,8 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from doge_lab.search.study import writing_to
 
     consent(options)
-    if not 0 <= options.seed < 2**31:
-        raise UserError(f"must be between 0 and 2^31 - 1, not {options.seed}", "--seed")
+    in_range("--seed", options.seed, 0, 2**31 - 1)
     trials = [f"search.trials={options.trials}"] if options.trials is not None else []
     space = load_space(options.file, [*options.set, *trials])
     out = options.out or Path("results") / space.name

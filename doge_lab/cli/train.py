@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from doge_lab.cli.options import add_file, add_json, consent, facts_alone, print_json
+from doge_lab.cli.options import MOST_THREADS, add_file, add_json, consent, facts_alone, in_range, print_json
 from doge_lab.errors import UserError, in_file
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from doge_lab.train import Diverged
 
     consent(options)
-    if options.threads < 1:
-        raise UserError(f"must be at least 1, not {options.threads}", "--threads")
+    in_range("--threads", options.threads, 1, MOST_THREADS)
     torch.set_num_threads(options.threads)
     torch_device(options.device)
     with in_file(options.file):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from doge_lab import signals
-from doge_lab.cli.options import add_json, add_overrides, consent, devices, facts_alone
+from doge_lab.cli.options import add_json, add_overrides, consent, devices, facts_alone, in_range
 from doge_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ def read_source(options: argparse.Namespace) -> "Candidates":
     from doge_lab.experiment.candidates import load
 
     consent(options)
-    if options.candidates < 2:
-        raise UserError(f"must be at least 2, not {options.candidates}", "--candidates")
+    in_range("--candidates", options.candidates, 2, 1000)
     with facts_alone():
         return load(options.source, options.set, most=options.candidates)
 

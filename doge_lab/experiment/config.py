@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
 from doge_lab import config as runs
 from doge_lab.config import RunConfig, fingerprint
@@ -29,9 +29,9 @@ class Protocol(Strict):
     """Learning rates to try, for every arm and every task."""
     weight_decay: tuple[NonNegativeFloat, ...] = ()
     """Weight decays to try with each learning rate; left out: the one that the run trains with."""
-    tuning_seeds: PositiveInt = 1
+    tuning_seeds: int = Field(default=1, ge=1, le=1000)
     """Seeds per setting of the grid. Where seeds differ much, as in recall below saturation, one chooses by luck."""
-    seeds: PositiveInt = 3
+    seeds: int = Field(default=3, ge=1, le=1000)
     """Seeds of what is reported: each its own initialisation, data and order, the same ones for every arm."""
 
     @field_validator("lr", "weight_decay")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, WithJsonSchema
 
-from doge_lab.errors import UserError, did_you_mean
+from doge_lab.errors import UserError, did_you_mean, shortened
 from doge_lab.strict import validate
 from doge_lab.tasks.base import Batch, Metrics, Predict, ScoredOn, Task, TaskData
 
@@ -24,7 +24,7 @@ def names() -> list[str]:
 def get(name: str) -> type[Task]:
     """The task class called `name`. Raises `UserError` with a suggestion."""
     if name not in names():
-        raise UserError(f"no task is named {name!r}{did_you_mean(name, names())}")
+        raise UserError(f"no task is named {shortened(name)}{did_you_mean(name, names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     return next(
         value
@@ -39,7 +39,7 @@ def parse(written: Any) -> Task:
         return written
     options = {"type": written} if isinstance(written, str) else written
     if not isinstance(options, dict) or not isinstance(options.get("type"), str):
-        raise UserError(f"a task is a name or a mapping with `type`, not {written!r}")
+        raise UserError(f"a task is a name or a mapping with `type`, not {shortened(written)}")
     try:
         task = get(options["type"])
     except UserError as error:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator, PositiveInt
 
-from doge_lab.errors import UserError
+from doge_lab.errors import UserError, shortened
 from doge_lab.strict import validate
 from doge_lab.tasks.base import Batch, Epochs, Task, TaskData, Tokens, sha256
 
@@ -24,7 +24,7 @@ SATURATED = 0.9
 def _whole_or_auto(written: Any) -> Any:
     if written == "auto" or (type(written) is int and written > 0):
         return written
-    raise UserError(f"must be a whole number above 0, or `auto`, not {written!r}")
+    raise UserError(f"must be a whole number above 0, or `auto`, not {shortened(written)}")
 
 
 Size = Annotated[PositiveInt | Literal["auto"], BeforeValidator(_whole_or_auto)]
