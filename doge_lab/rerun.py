@@ -86,8 +86,8 @@ def load(path: Path) -> Recorded:
 
 def repeat(recorded: Recorded, out: Path, *, device: str, on_report: OnReport = lambda report: None) -> Verdict:
     """Train and score it again in `out`, and compare. Raises `UserError` when `out` holds anything."""
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another --out", "--out")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} is a file or not empty; choose another --out", "--out")
     scored_on = recorded.start["scored_on"]
     torch.set_num_threads(recorded.start["threads"])  # sums come out differently over another number
     try:

@@ -84,6 +84,16 @@ def test_a_seed_that_torch_cannot_take_is_one_line(run_file, seed):
     assert load(run_file, [f"seed={2**63 - 1}"]).seed == 2**63 - 1
 
 
+def test_an_out_that_is_a_file_is_one_line(run_file, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    for out in (file, file / "below", tmp_path / ("x" * 300)):
+        assert main(["train", str(run_file), "--out", str(out), "--json"]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "cannot be written" in said
+
+
 def test_memory_that_is_out_is_no_fault_of_a_block(run_file, tmp_path, monkeypatch, capsys):
     def allocate(*_, **__):
         torch.empty(2**60)

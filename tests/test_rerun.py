@@ -120,7 +120,7 @@ def test_a_record_that_cannot_be_repeated_is_one_line(tmp_path, capsys, events, 
 def test_a_folder_in_use_is_left_alone(folder, capsys):
     before = (folder / "record.jsonl").read_bytes()
     assert main(["rerun", str(folder), "--out", str(folder)]) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "is a file or not empty" in capsys.readouterr().err
     assert (folder / "record.jsonl").read_bytes() == before
 
 

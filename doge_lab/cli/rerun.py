@@ -58,4 +58,5 @@ def _bar(*, quiet: bool) -> Any:
     from rich.console import Console
     from rich.progress import Progress
 
-    return Progress(console=Console(stderr=True, quiet=quiet), transient=True)
+    console = Console(stderr=True, quiet=quiet)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)

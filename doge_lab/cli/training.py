@@ -108,7 +108,8 @@ def _watched(runner: "Runner", *, quiet: bool) -> None:
 
     told = TextColumn("{task.description}", markup=False)  # names are anyone's
     columns = (told, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True) as bar:
+    console = Console(stderr=True, quiet=quiet)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("starting", total=runner.total)
 
         def show(runner: "Runner") -> None:
