@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 
 from doge_lab.cli import main
+from doge_lab.config import RunConfig
 from doge_lab.errors import UserError
 from doge_lab.experiment import candidates
 from doge_lab.experiment.config import Protocol, arms_of, load
@@ -139,6 +140,26 @@ def test_an_experiment_that_cannot_be_is_refused(tmp_path, change, message):
     with pytest.raises(UserError, match=message) as error:
         load(written(tmp_path, change))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda arms: arms.update(last={"model.layers.1.state": "mpl"}),
+            "arms.last.model.layers.1.state.type: no state block is",
+        ),
+        (lambda arms: arms.update(last=dict(arms["attention, mlp"])), "'last' is the same run as 'attention, mlp'"),
+    ],
+)
+def test_every_arm_is_read_before_the_first_is_solved(tmp_path, monkeypatch, change, message):
+    content = yaml.safe_load((TINY.parent.parent / "benchmarks" / "scale.yaml").read_text())
+    change(content["arms"])
+    path = tmp_path / "scale.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    monkeypatch.setattr(RunConfig, "resolved", lambda run: pytest.fail("solved before all was read"))
+    with pytest.raises(UserError, match=message):
+        load(path)
 
 
 @pytest.mark.parametrize("path", LAWS, ids=lambda path: f"{path.parent.name}/{path.stem}")

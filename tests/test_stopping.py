@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,8 +35,12 @@ time.sleep(60)"""
 
 
 def start(*words):
-    """A process of its own; the tests may be a background job, in which ctrl-C would be ignored."""
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    """A process of its own; the tests may be a background job, or under nohup, where signals would be ignored."""
+
+    def heard():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
     path = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     return subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True, env=path, preexec_fn=heard)
 

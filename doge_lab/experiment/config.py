@@ -101,20 +101,40 @@ def treated(run: RunConfig, protocol: Protocol) -> RunConfig:
 
 
 def arms_of(experiment: Experiment) -> list[Arm]:
-    """The arms, matched and sized. Raises `UserError` for one that cannot be built, or that is another one again."""
-    arms: dict[str, Arm] = {}
-    for name, changes in experiment.arms.items():
-        try:
-            run = runs.parse(with_values(experiment.base, changes.items()))
-            if not run.tasks:
-                raise UserError("an experiment needs at least one task", "tasks")
-            arm = Arm(name, run.resolved())
-        except UserError as error:
-            raise error.under(f"arms.{name}") from None
-        same = arms.setdefault(fingerprint(treated(arm.run, experiment.protocol)), arm)
-        if same is not arm:
+    """The arms, matched and sized: all are read before the first is solved, which takes seconds.
+
+    Raises `UserError` for one that cannot be built, or that is another one again.
+    """
+    read = {name: _run_of(experiment, name) for name in experiment.arms}
+    _check_different(read, experiment.protocol)
+    solved = {name: _resolved(name, run) for name, run in read.items()}
+    _check_different(solved, experiment.protocol)
+    return [Arm(name, run) for name, run in solved.items()]
+
+
+def _run_of(experiment: Experiment, name: str) -> RunConfig:
+    try:
+        run = runs.parse(with_values(experiment.base, experiment.arms[name].items()))
+        if not run.tasks:
+            raise UserError("an experiment needs at least one task", "tasks")
+    except UserError as error:
+        raise error.under(f"arms.{name}") from None
+    return run
+
+
+def _resolved(name: str, run: RunConfig) -> RunConfig:
+    try:
+        return run.resolved()
+    except UserError as error:
+        raise error.under(f"arms.{name}") from None
+
+
+def _check_different(arms: Mapping[str, RunConfig], protocol: Protocol) -> None:
+    seen: dict[str, str] = {}
+    for name, run in arms.items():
+        same = seen.setdefault(fingerprint(treated(run, protocol)), name)
+        if same != name:
             raise UserError(
-                f"{name!r} is the same run as {same.name!r} (the protocol sets what it tunes); take one of them out",
+                f"{name!r} is the same run as {same!r} (the protocol sets what it tunes); take one of them out",
                 f"arms.{name}",
             )
-    return list(arms.values())

@@ -13,7 +13,8 @@ from doge_lab.objective import COST_NAMES, check_names
 from doge_lab.search.defaults import with_block_spaces
 from doge_lab.search.front import Direction
 from doge_lab.search.known import check_known
-from doge_lab.search.space import Scalar, alternatives
+from doge_lab.search.possible import read_run
+from doge_lab.search.space import Scalar
 from doge_lab.strict import Strict, validate
 from doge_lab.yamlfile import read_mapping, with_overrides
 
@@ -25,6 +26,14 @@ class Bounds(Strict):
     """The smallest admissible value."""
     max: NonNegativeInt | None = None
     """The largest admissible value."""
+
+    @model_validator(mode="after")
+    def _admit_something(self) -> "Bounds":
+        if self.min is None and self.max is None:
+            raise UserError("give `min`, `max` or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise UserError(f"no value is at least min={self.min:,} and at most max={self.max:,}; swap them")
+        return self
 
     def excess(self, value: int) -> int:
         """How far `value` lies outside; 0 or less is admissible."""
@@ -54,13 +63,6 @@ class SearchConfig(Strict):
     """Afterwards the front is trained again on fresh test data, with so many seeds: what the report stands on."""
     allow_faults: bool = False
     """Search over published forms whose known faults fail the contract."""
-
-    @model_validator(mode="after")
-    def _bounded(self) -> "SearchConfig":
-        for name, bounds in self.constraints.items():
-            if bounds.min is None and bounds.max is None:
-                raise UserError("give `min`, `max` or both", f"constraints.{name}")
-        return self
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,16 @@ def read_space(content: Mapping[str, Any], name: str) -> Space:
 
 
 def parse_space(content: Mapping[str, Any], name: str) -> Space:
-    """The space, bare names in a choice of blocks written out, every branch of it tried."""
+    """The space, bare names in a choice of blocks written out, every branch of it read."""
     space = read_space(content, name)
     space = replace(space, run=with_block_spaces(space.run))
-    search, example = space.search, None
-    for filled in alternatives(space.run):
-        example = runs.parse(filled)
+    trained = [name for name in space.search.objectives if name not in COST_NAMES]
+    for run in read_run(space.run):
+        if trained and not run.tasks:
+            raise UserError("a search needs at least one task", "tasks")
         try:
-            check_names(search.objectives, example.tasks)
+            check_names(space.search.objectives, run.tasks)
         except UserError as error:
             raise error.under("search.objectives") from None
-    check_known(space.run, search.first)
-    trained = [name for name in search.objectives if name not in COST_NAMES]
-    if example is not None and trained and not example.tasks:
-        raise UserError("a search needs at least one task", "tasks")
+    check_known(space.run, space.search.first)
     return space

@@ -16,8 +16,12 @@ from doge_lab.search.protocol import DIED, LAST, LOST, STARTED, Job, ending, rea
 Events = queue.Queue[tuple["Worker | None", dict[str, Any]]]
 
 PROGRAM = "doge_lab.search"
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-_FORKABLE = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+_FORKABLE = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
 """A server that forks has one thread, and does not touch a GPU even to see whether there is one."""
 
 
@@ -46,7 +50,6 @@ class Worker:
             stdout=subprocess.PIPE,
             env={
                 **os.environ,
-                **threads,
                 **_FORKABLE,
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             },

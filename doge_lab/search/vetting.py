@@ -22,7 +22,9 @@ from doge_lab import config, digest, registry
 from doge_lab.block import Block, Kind
 from doge_lab.errors import UserError
 from doge_lab.files import write_text_atomically
+from doge_lab.model import BlockRef
 from doge_lab.search.config import Space
+from doge_lab.search.possible import with_blocks
 from doge_lab.search.space import alternatives
 
 FAILED, KNOWN_FAULT = "failed", "known_fault"
@@ -115,19 +117,25 @@ def verdict(suspect: Suspect, results: Sequence[Mapping[str, Any]], *, allow_fau
 
 
 def suspects(space: Space) -> list[Suspect]:
-    """Every block of the space, in every option that differs, each once."""
-    return list(dict.fromkeys(suspect for filled in alternatives(space.run) for suspect in suspects_of(filled)))
+    """Every block of the space, in every option that differs, each once; at further widths its first form alone."""
+    places: list[list[BlockRef]] = []
+    with_blocks(space.run["model"], "model", places)
+    first, *others = (int(width) for width in alternatives(space.run["model"]["d_model"]))
+    found = [_suspect(ref, first) for forms in places for ref in forms]
+    found += [_suspect(forms[0], width) for width in others for forms in places]
+    return list(dict.fromkeys(found))
 
 
-def suspects_of(filled: Any, *, full: bool = False) -> list[Suspect]:
-    """The blocks of one filled space, each once; `full` for all checks."""
-    found: dict[Suspect, None] = {}
-    model = config.parse(filled).model
-    for layer in model.layers:
-        for ref in (layer.sequence, layer.state):
-            written = ref.options.model_dump(mode="json", exclude_defaults=True)
-            found[Suspect(ref.kind, ref.type, json.dumps(written, sort_keys=True), model.d_model, full)] = None
-    return list(found)
+def suspects_of(run: Mapping[str, Any], *, full: bool = False) -> list[Suspect]:
+    """The blocks of one run, each once; `full` for all checks."""
+    model = config.parse(run).model
+    refs = (ref for layer in model.layers for ref in (layer.sequence, layer.state))
+    return list(dict.fromkeys(_suspect(ref, model.d_model, full=full) for ref in refs))
+
+
+def _suspect(ref: BlockRef, d_model: int, *, full: bool = False) -> Suspect:
+    options = ref.options.model_dump(mode="json", exclude_defaults=True)
+    return Suspect(ref.kind, ref.type, json.dumps(options, sort_keys=True), d_model, full)
 
 
 def _admissible(suspect: Suspect) -> bool:

@@ -55,8 +55,7 @@ def main(words: Sequence[str]) -> NoReturn:
     os.dup2(2, 1)
     for package in options.allow_import:
         registry.allow_import(package)
-    if options.device == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)  # beside a GPU as well: the contract's checks run on the processor, in every worker
     for name in PRELOADED:
         importlib.import_module(name)
     random.seed(0)  # as torch's, so that a job draws the same in whichever worker it is
