@@ -33,7 +33,6 @@ class Worker:
 
     def __init__(self, device: str, allow_import: Sequence[str], events: Events) -> None:
         consent = [word for package in allow_import for word in ("--allow-import", package)]
-        threads = _ONE_THREAD if device == "cpu" else {}
         self.device = device
         self.ready = False
         self.job: Job = {}
