@@ -1,6 +1,6 @@
 """Deterministic arithmetic for one run on a GPU, and which operations have none.
 
-PyTorch warns of each such operation at each call; here they are collected and told once.
+PyTorch warns of each such operation at each call; here they are collected, for the run's record to name once.
 """
 
 import os
@@ -11,14 +11,17 @@ from contextlib import contextmanager
 
 import torch
 
-_OPERATION = re.compile(r"(\S+) does not have a deterministic implementation|Deterministic behavior was enabled")
+_OPERATION = re.compile(
+    r"(.+?) (?:does not have a deterministic implementation|defaults to a non-deterministic algorithm)"
+    r"|Deterministic behavior was enabled"
+)
 
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[list[str]]:
     """Inside, what runs on `device` is deterministic where PyTorch can; afterwards the process is as it was.
 
-    Yields the names of the operations that are not, complete when the block ends; they are warned of in one line.
+    Yields the names of the operations that are not, complete when the block ends.
     """
     found: list[str] = []
     if device.type != "cuda":  # there is nothing to choose on a CPU
@@ -37,8 +40,6 @@ def deterministic(device: torch.device) -> Iterator[list[str]]:
     for warning in caught:
         if str(warning.message) in others:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    if found:
-        warnings.warn(f"not deterministic on {device}: {', '.join(found)}", stacklevel=3)
 
 
 def _sorted_out(messages: list[str], found: list[str]) -> set[str]:

@@ -1,6 +1,7 @@
 """`doge-lab train`: train one model on its tasks and score it in bits."""
 
 import argparse
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,6 +68,9 @@ def run(options: argparse.Namespace) -> int:
         "cost": run.cost().dump(),
         "tasks": {label: {**end["metrics"], "seconds": end["wall_seconds"]} for label, end in ends.items()},
     }
+    because = sorted({end["because"] for end in ends.values() if "because" in end})
+    for reason in because:
+        print(f"doge-lab: a repeat may differ in the last bits: {reason}", file=sys.stderr)
     if options.json:
         print_json(facts)
     else:
