@@ -45,6 +45,8 @@ def some_trials():
 def make_study(path, trials, objectives, name):
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
     study = optuna.create_study(storage=storage, study_name=name, directions=list(objectives.values()))
+    for attribute, value in {"space": {"search": {"objectives": objectives}}, "seed": 0, "confirmed": {}}.items():
+        study.set_user_attr(attribute, value)
     states = {"complete": TrialState.COMPLETE, "rejected": TrialState.PRUNED, "failed": TrialState.FAIL}
     for trial in trials:
         values = [trial.values[name] for name in objectives] if trial.state == "complete" else None

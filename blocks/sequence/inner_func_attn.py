@@ -242,7 +242,7 @@ class InnerFuncAttn(SequenceBlock):
         if self.mask is not None:
             bias = self._mask_at(attention_mask, keys, device)[:, :, None].float()
             if self.published:  # switched off where it rounds to zero; a token still sees itself
-                itself = visible_keys(new=new, keys=keys, window=1, device=device)
+                itself = visible_keys(new=new, keys=keys, window=1, seen=seen, device=device)
                 visible, bias = visible & ((bias.round() != 0) | itself), torch.zeros((), device=device)
         return torch.where(visible, bias, -torch.inf)
 
