@@ -27,6 +27,10 @@ class UserError(ValueError):
         return UserError(self.message, ".".join(part for part in (path, self.path) if part), self.file)
 
 
+class Conflict(UserError):
+    """Options that break a rule between them, each of which is right with others."""
+
+
 @contextmanager
 def in_file(file: Path) -> Iterator[None]:
     """Errors about a place inside `file` name the file; those about an option of the command line do not."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from doge_lab.errors import UserError, did_you_mean, shortened
+from doge_lab.errors import Conflict, UserError, did_you_mean, shortened
 
 Model = TypeVar("Model", bound=BaseModel)
 _NUMBER = re.compile(r"[-+]?(\d+|(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?)", re.ASCII)
@@ -49,6 +49,10 @@ def _read_number(value: Any) -> Any:
     return value if read is None else read
 
 
+class Unknown(UserError):
+    """A name that no option has."""
+
+
 class Strict(BaseModel):
     """A pydantic model whose field docstrings are its documentation and which refuses what it does not know.
 
@@ -65,9 +69,7 @@ class Strict(BaseModel):
         if isinstance(written, Mapping):
             for name in written:
                 if name not in cls.model_fields:
-                    raise UserError(
-                        f"unknown option {shortened(name)}{did_you_mean(str(name), list(cls.model_fields))}"
-                    )
+                    raise Unknown(f"unknown option {shortened(name)}{did_you_mean(str(name), list(cls.model_fields))}")
         return written
 
     @classmethod
@@ -93,7 +95,9 @@ def user_error(error: ValidationError) -> UserError:
     cause = first.get("ctx", {}).get("error")
     more = f" (and {len(others)} more)" if others else ""
     if isinstance(cause, UserError):
-        return UserError(cause.message + more, cause.path).under(path)
+        # Found when every field was read: what is no rule between them is found earlier, or below one of them.
+        kind = Conflict if not first["loc"] and not isinstance(cause, Unknown) else UserError
+        return kind(cause.message + more, ".".join(part for part in (path, cause.path) if part))
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     given = "" if first["type"] == "missing" else f", not {shortened(first['input'])}"

@@ -72,6 +72,11 @@ POSSIBLE = {
     "the first values conflict": moe(n_experts={"choice": [2, 8]}, top_k={"choice": [4, 1]}),
     "later ones conflict": moe(n_experts={"choice": [8, 2]}, top_k={"choice": [1, 4]}),
     "a value that is never possible": moe(n_experts={"choice": [2, 8]}, top_k={"choice": [1, 16]}),
+    "a value that conflicts with a written option": moe(n_experts=4, top_k={"choice": [2, 8]}),
+    "a rule with an option left out": {
+        **moe(n_experts=4),
+        "model": layers({"type": "moe", "top_k": {"choice": [1, 2]}}),
+    },
     "ranges that only partly fit": moe(n_experts={"int": [2, 6]}, top_k={"int": [1, 8]}),
     "few possible draws": moe(n_experts={"choice": [*range(1, 9)]}, top_k={"choice": [*range(16, 7, -1)]}),
     "in a branch": space(
@@ -118,7 +123,6 @@ def backwards(node):
             moe(n_experts={"choice": [2, 4]}, top_k={"choice": [8, 16]}),
             "model.layers.0.state.top_k: no draw is possible; the first one: top_k=8 must be at most n_experts=2",
         ),
-        (moe(n_experts=4, top_k={"choice": [2, 8]}), "model.layers.0.state.top_k: top_k=8 must be at most n_experts=4"),
         (moe(n_experts={"choice": [2, 8]}, top_k={"choice": [4, 0]}), "top_k: input should be greater than 0, not 0"),
         (moe(n_experts={"choice": [2, 8]}, top_k={"choice": [4, "four"]}), "top_k: input should be a valid integer"),
         (moe(n_experts={"choice": [2, 8]}, topk={"choice": [4, 1]}), "model.layers.0.state: unknown option 'topk'"),

@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any, ClassVar, Literal
 
-import einx
 import torch
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
@@ -152,10 +151,13 @@ class CDMoE(StateBlock):
         tokens = x.flatten(0, -2)
         halves, *found = self._search(self.shared(tokens) if self.config.form == "serial" else tokens)
         chosen, weights = (each.flatten(1).t() for each in found)
-        scores = einx.add("i h t, j h t -> (h t) (i j)", halves[0], halves[1])
+        pairs = halves[0][:, None] + halves[1][None]  # [M, M, H, N]
+        scores = pairs.permute(2, 3, 0, 1).flatten(2).flatten(0, 1)
         return Routing(scores, chosen, weights, self.config.normalisation)
 
     def _reference(self, z: Tensor) -> Tensor:
+        import einx  # a second of imports that only the definition needs
+
         c = self.config
         halves = einx.dot("t (p h [c]), h m p [c] -> p t h m", self.query(z), self.keys, p=2)
         every_score = einx.add("t h i, t h j -> t h (i j)", halves[0], halves[1])

@@ -2,7 +2,8 @@
 
 A space is read in parts: every block that a choice may name, and the run around them. Of each part one possible draw
 is sought, and around it every value is varied alone. An error that no draw of the other holes repairs, or so much as
-changes, is a mistake of the file. Any other is a conflict between options: such a draw is rejected when it is made.
+changes, is a mistake of the file, unless a rule between options is broken: that is a conflict, and such a draw is
+rejected when it is made.
 """
 
 import random
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from doge_lab import config
 from doge_lab.block import Kind
 from doge_lab.config import RunConfig
-from doge_lab.errors import UserError
+from doge_lab.errors import Conflict, UserError
 from doge_lab.model import BlockRef
 from doge_lab.search.space import Hole, Scalar, fill, is_hole, parse_hole, variations
 
@@ -36,7 +37,7 @@ def readable(part: Any, read: Callable[[Any], Read]) -> list[Read]:
         try:
             found.append(read(filled))
         except UserError as error:
-            if not _is_conflict(error, part, fixed, read):
+            if not (isinstance(error, Conflict) or _is_conflict(error, part, fixed, read)):
                 raise
     return found
 
