@@ -17,8 +17,10 @@ def output_shape_and_dtype(case: Case) -> None:
             x = case.input(*shape).to(dtype)
             _require_like_input(output(block, x), x, "the output")
             kept = x.clone()
-            block(x)
-            require(torch.equal(x, kept), "the block writes to its input")
+            for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+                with mode():
+                    block(x)
+                require(torch.equal(x, kept), "the block writes to its input")
             if case.is_sequence:
                 _require_cache_protocol(block, x)
 

@@ -165,3 +165,11 @@ class CannotBeBuilt(MLP):
     def __init__(self, d_model, **options):
         super().__init__(d_model, **options)
         raise KeyError("something")
+
+
+class WritesWhereNothingIsRecorded(MLP):
+    """Changes its input in place in inference mode alone."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return x.copy_(y) if torch.is_inference_mode_enabled() else y

@@ -94,3 +94,10 @@ class IdleOption(MLP):
     class Config(MLP.Config):
         temperature: float = 1.0
         """Nothing."""
+
+
+class LyingInFloat32(MLP):
+    """Doubles the gradient, in a part that computes in float32 whatever it is given."""
+
+    def forward(self, x):
+        return super().forward(_Twice.apply(x.float().tanh()).to(x.dtype))
