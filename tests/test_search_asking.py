@@ -107,7 +107,7 @@ def test_a_search_whose_trials_all_failed_says_why_and_fails(tmp_path, in_proces
     assert list(failures.values()) == [2]
     assert main([*words, "--out", str(tmp_path / "b")]) == 1
     shown = capsys.readouterr().out
-    assert "No trial was completed" in shown
+    assert "No sound model was trained" in shown
     assert f"2 trials failed: {next(iter(failures))}" in shown
 
 

@@ -123,7 +123,7 @@ def _finish(search: "Coordinator", options: argparse.Namespace) -> int:
     if results.candidates:
         console.print(front_table(results))
     else:
-        console.print("No trial was completed, so there is no front.")
+        console.print("No sound model was trained, so there is no front.")
     ended = f"The search ended early: {results.ended_early}." if results.ended_early else ""
     failed = [f"{count} trials failed: {reason}" for reason, count in results.failures.items()]
     for line in filter(None, (*warnings(results), *failed, ended)):

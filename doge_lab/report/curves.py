@@ -41,7 +41,7 @@ def cache_panel(results: Results, facts: Mapping[int, ModelFacts]) -> Panel:
 
 def _why_no_curve(results: Results, facts: Mapping[int, ModelFacts]) -> str:
     if not results.front:
-        return "No trial is complete, so there is no model to count."
+        return "No sound model is trained, so there is none to count."
     problems = [facts[candidate.number].problem for candidate in results.front]
     return f"Could not be counted: {problems[0]}"
 

@@ -30,7 +30,7 @@ def front_panel(results: Results) -> Panel:
     """Every candidate, the front among them."""
     title = "The front" if len(results.objectives) > 1 else "The best candidate"
     if not results.candidates:
-        return Panel("front", title, "No trial is complete, so there is no front to draw.", None)
+        return Panel("front", title, "No sound model is trained, so there is no front to draw.", None)
     plane = _plane(results)
     figure = go.Figure(layout_template="none")
     figure.add_trace(_dominated(results, plane))

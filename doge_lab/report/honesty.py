@@ -20,7 +20,7 @@ from doge_lab.search.space import is_hole
 def honesty(results: Results) -> list[str]:
     """The lines as HTML, the gravest first."""
     if not results.front:
-        return ["Nothing has been measured."]
+        return ["No model stands on the front."]
     lines = [audit_line(results), _seeds_line(results)]
     if any(not is_exact(name) for name in results.objectives):
         lines += [_validation_line(results), *_confirmed_lines(results), *_saturated_lines(results)]
