@@ -5,6 +5,7 @@ thousands of digits. Everything that a user writes is read here: files, and the 
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,6 +22,8 @@ _TEXT_PER_VALUE = 100
 
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+_OTHER_BASE = re.compile(r"[-+]?0[0-7_]+|.*:.*")
+"""What YAML 1.1 takes for a number and nobody means: `010` is 8 (base 8) and `1:30` is 90 (base 60)."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -42,6 +45,12 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.composed = self.depth = 0
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        """The tag of what is written without one; as in YAML 1.2, nothing is a number in base 8 or 60."""
+        tag: str = super().resolve(kind, value, implicit)
+        number = tag.removeprefix(_TAG) in ("int", "float")
+        return f"{_TAG}str" if number and _OTHER_BASE.fullmatch(value) else tag
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         self.composed, self.depth = self.composed + 1, self.depth + 1

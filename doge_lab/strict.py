@@ -90,6 +90,8 @@ def validate(model: type[Model], written: Any) -> Model:
 def user_error(error: ValidationError) -> UserError:
     """The first problem as one line; says how many more there are."""
     first, *others = error.errors()
+    # A list of which no entry can be read is also told to be too short: no mistake of its own.
+    others = [other for other in others if other["loc"] != first["loc"][: len(other["loc"])]]
     # Where a field takes several types, pydantic puts the one that it tried into the path.
     path = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-before["))
     cause = first.get("ctx", {}).get("error")

@@ -40,7 +40,7 @@ HOSTILE = {
     "set": ("!!set {a, b}", "could not determine a constructor"),
     "object": ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
     "digits": ("9" * 4000, "a number of 4,000 digits"),
-    "base 60": ("1" + ":1" * 400, "a number of 801 digits"),
+    "base 60": ("!!int 1" + ":1" * 400, "a number of 801 digits"),
     "surrogate": (r'"\ud800"', "no text"),
     "a list as a key": ("{[a]: 1}", "not valid YAML"),
     "merged text": ("{<<: text}", "expected a mapping"),
@@ -56,6 +56,7 @@ def test_hostile_yaml_is_one_line_within_seconds(run_file, place, text, message)
     with pytest.raises(UserError) as error:
         load(run_file, [f"seed={text}"] if place == "--set" else [])
     assert time.monotonic() - began < 10
+    assert message in str(error.value)
     assert place in str(error.value) or str(run_file) in str(error.value)
     assert len(str(error.value).replace(str(run_file), "")) < 300
 
@@ -79,6 +80,15 @@ def test_a_path_of_set_is_guarded_too(run_file):
 def test_what_is_as_deep_as_allowed_is_read():
     assert from_yaml("[" * DEEPEST + "]" * DEEPEST)
     assert from_yaml("day: 2024-01-31") == {"day": "2024-01-31"}  # JSON has no dates
+
+
+def test_no_number_is_read_in_another_base_in_silence(run_file):
+    written = ["010", "1:30", "-1:30.5", "190:20:30", "10", "0", "0.5", "-07", "1_000", "0x1F"]
+    read = [from_yaml(text) for text in written]
+    assert read == ["010", "1:30", "-1:30.5", "190:20:30", 10, 0, 0.5, "-07", 1000, 31]
+    assert load(run_file, ["seed=010"]).seed == 10
+    with pytest.raises(UserError, match="valid integer, not '1:30'"):
+        load(run_file, ["seed=1:30"])
 
 
 def test_merge_keys_work_and_explicit_keys_win():

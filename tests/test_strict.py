@@ -1,6 +1,7 @@
 """What a file may write where a number, a bool or text is asked for."""
 
 import pytest
+from pydantic import Field
 
 from doge_lab.errors import UserError, shortened
 from doge_lab.strict import Strict, number, validate
@@ -50,6 +51,16 @@ def test_a_value_of_another_type_is_one_line(written):
 def test_what_yaml_reads_as_a_bool_is_said():
     with pytest.raises(UserError, match=r"n: .*False; YAML reads yes, no, on and off as true and false"):
         validate(Everything, {"n": False})
+
+
+def test_one_mistake_in_a_list_is_counted_once():
+    class Listed(Strict):
+        parts: tuple[Everything, ...] = Field(min_length=1)
+
+    with pytest.raises(UserError, match=r"^parts.0.n: .*true and false$"):
+        validate(Listed, {"parts": [{"n": True}]})
+    with pytest.raises(UserError, match=r"^parts.0.n: .*\(and 2 more\)$"):
+        validate(Listed, {"parts": [{"n": True, "x": True}, {"flag": 1}]})
 
 
 def test_text_may_write_a_number():
