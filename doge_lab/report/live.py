@@ -57,7 +57,8 @@ class LiveFront:
     ) -> None:
         if self._live:
             self._live.stop()
-        self._print(self._status())
+        if error is None or self._seen is not None:  # refused before it began: the error says enough
+            self._print(self._status())
 
     def update(self, trials: Sequence[Trial], running: int, note: str = "") -> None:
         """Show all `trials` of the study so far; `running` are being trained; `note` says what is going on."""

@@ -1,5 +1,6 @@
 """Which candidate is trained next: asks the sampler, rejects what costs too much, takes up what was left running."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import count
@@ -33,6 +34,8 @@ class Asker:
         self.ledger, self.vetting, self.seed = ledger, vetting, seed
         self.space = ledger.space
         self._rejected_in_a_row = 0
+        self._rejected: dict[str, Rejected] = {}
+        """What decides a cost -> why it was rejected: what is drawn again is not solved again."""
         ledger.study.set_user_attr("ended_early", "")
         for known in self.space.search.first:
             ledger.study.enqueue_trial(dict(known), skip_if_exists=True)
@@ -86,9 +89,14 @@ class Asker:
 
     def _screened(self, trial: OptunaTrial) -> Job | None:
         """The job of an admissible candidate; None for one that is rejected untrained."""
+        drawn = fill(self.space.run, _drawn_by(trial))
+        costed = json.dumps({**drawn, "train": None}, sort_keys=True)
         try:
-            run, cost = screen(self.space, fill(self.space.run, _drawn_by(trial)), self.vetting)
+            if costed in self._rejected:
+                raise self._rejected[costed]
+            run, cost = screen(self.space, drawn, self.vetting)
         except Rejected as rejected:
+            self._rejected[costed] = rejected
             self._reject(trial, rejected)
             return None
         self._rejected_in_a_row = 0
