@@ -102,6 +102,22 @@ class Does(Plain):
         return super().forward(x)
 
 
+class NotesWhereBuilt(Plain):
+    """Notes which process builds it."""
+
+    def __init__(self, d_model, **options):
+        super().__init__(d_model, **options)
+        with open(self.config.where, "a") as notes:
+            notes.write(f"{os.getpid()}\\n")
+
+
+class EndsWhenBuilt(Plain):
+    """Ends the process that builds it."""
+
+    def __init__(self, d_model, **options):
+        os._exit(3)
+
+
 class LeaksTogether(Plain):
     """Keeps the contract in either option alone, and reads the next token in both together."""
 

@@ -13,7 +13,7 @@ from doge_lab.errors import UserError
 from doge_lab.search.asking import _drawn_by
 from doge_lab.search.config import load_space, parse_space
 from doge_lab.search.possible import readable
-from doge_lab.search.screening import Rejected, screen
+from doge_lab.search.screening import Rejected, read
 from doge_lab.search.space import alternatives, fill, holes
 from doge_lab.search.vetting import suspects
 
@@ -147,10 +147,10 @@ def first(written, **values):
 
 def test_an_impossible_draw_of_it_is_rejected():
     found = parse_space(POSSIBLE["the first values conflict"], "space")
-    vetting = SimpleNamespace(left_out={}, unexamined=lambda run: [])
+    vetting = SimpleNamespace(left_out={})
     with pytest.raises(Rejected, match="top_k=4 must be at most n_experts=2"):
-        screen(found, first(found.run), vetting)
-    run, _ = screen(found, first(found.run, **{"model.layers.0.state.n_experts": 8}), vetting)
+        read(found, first(found.run), vetting)
+    run = read(found, first(found.run, **{"model.layers.0.state.n_experts": 8}), vetting)
     assert run.model.layers[0].state.options.top_k == 4
 
 

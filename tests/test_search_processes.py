@@ -1,5 +1,6 @@
 """Searches with real processes: whoever dies, what is finished is kept and the rest goes on."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from doge_lab.search.coordinator import Coordinator
 from doge_lab.search.front import dominates
 from doge_lab.search.pool import DONE, FAILED, Pool
 from doge_lab.search.study import read_results
+from doge_lab.search.vetting import Vetting
 
 
 @pytest.mark.slow
@@ -56,6 +58,19 @@ def test_a_trial_that_ends_its_process_fails_alone_and_says_how(tmp_path, strang
     assert set(types) == set(names)
     assert [trial.reason or "" for trial in trials] == [names[name] for name in types]
     assert [trial.state for trial in trials] == ["failed" if names[name] else "complete" for name in types]
+
+
+@pytest.mark.slow
+def test_no_block_is_built_in_the_process_that_owns_the_study(tmp_path, strange, monkeypatch):
+    notes = tmp_path / "notes"
+    blocks = [strange("NotesWhereBuilt", where=str(notes)), strange("EndsWhenBuilt")]
+    monkeypatch.setattr(Vetting, "jobs", lambda self: iter(()))  # so that a candidate is the first to be built
+    space = parse_space(tiny(state=blocks, trials=2, confirm_seeds=0), "test")
+    results = Coordinator(space, tmp_path / "out", ["cpu"], seed=0, allow_import=["strange"]).run()
+    reasons = {trial.state: trial.reason for trial in results.trials}
+    said = "cannot be built: its process ended itself with code 3, and so again when it was repeated"
+    assert reasons == {"complete": "", "rejected": said}
+    assert str(os.getpid()) not in notes.read_text().splitlines()
 
 
 DEEDS = """
@@ -165,7 +180,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, in_process, monkeyp
 
 def test_a_trial_that_was_never_screened_is_screened_on_resume_under_its_own_number(tmp_path, in_process, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(asking, "screen", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(asking, "admit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             search(tiny(trials=2, confirm_seeds=0), tmp_path)
     assert [trial.state for trial in read_results(tmp_path).trials] == ["running"]

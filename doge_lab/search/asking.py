@@ -1,6 +1,7 @@
 """Which candidate is trained next: asks the sampler, rejects what costs too much, takes up what was left running."""
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import count
@@ -14,11 +15,15 @@ from doge_lab.config import RunConfig, fingerprint
 from doge_lab.errors import UserError
 from doge_lab.search.front import hypervolume
 from doge_lab.search.ledger import AnyTrial, Ledger
-from doge_lab.search.screening import Rejected, screen
+from doge_lab.search.protocol import FAILED
+from doge_lab.search.screening import Rejected, admit, read
 from doge_lab.search.space import Draw, Hole, Scalar, fill
 from doge_lab.search.vetting import Vetting
 
 Job = dict[str, Any]
+
+SCREEN = "screen"
+"""The kind of a job that builds a candidate; nothing of a block runs in this process."""
 
 REJECTIONS = 300
 """Candidates rejected in a row before the search gives up: the space can hardly meet its constraints."""
@@ -36,23 +41,35 @@ class Asker:
         self._rejected_in_a_row = 0
         self._rejected: dict[str, Rejected] = {}
         """What decides a cost -> why it was rejected: what is drawn again is not solved again."""
+        self._asked: dict[int, tuple[OptunaTrial, str]] = {}
+        """Trials that a worker screens, with what decides their cost."""
+        self._admitted: deque[Job] = deque()
+        self._left_running = self._taken_up()
         ledger.study.set_user_attr("ended_early", "")
         for known in self.space.search.first:
             ledger.study.enqueue_trial(dict(known), skip_if_exists=True)
 
-    def left_running(self) -> Iterator[Job]:
+    def next(self, running: int) -> Job | None:
+        """What a worker may do next while `running` jobs are being done; None when nothing is left to begin."""
+        if self._admitted:
+            return self._admitted.popleft()
+        if self.ledger.trained + running >= self.space.search.trials:
+            return None
+        return next(self._left_running, None) or self._fresh()
+
+    def _taken_up(self) -> Iterator[Job]:
         """Jobs of a coordinator that died; what died before it was screened is screened now, under its own number."""
         for trial in self.ledger.trials(TrialState.RUNNING):
             job = (
                 self._job_again(trial, trial.user_attrs["config"])
                 if "config" in trial.user_attrs
-                else self._screened(optuna.trial.Trial(self.ledger.study, trial._trial_id))
+                else self._screening(optuna.trial.Trial(self.ledger.study, trial._trial_id))
             )
             if job is not None:
                 yield job
 
-    def next(self) -> Job | None:
-        """Ask until a candidate is admissible; the others are rejected untrained.
+    def _fresh(self) -> Job | None:
+        """Ask until a candidate is worth screening; the others are rejected at once.
 
         None when none seems left, or when further ones no longer pay.
         """
@@ -60,7 +77,7 @@ class Asker:
             self.ledger.study.set_user_attr("ended_early", stalled)
             return None
         while self._rejected_in_a_row < REJECTIONS:
-            job = self._screened(self.ledger.study.ask())
+            job = self._screening(self.ledger.study.ask())
             if job is not None:
                 return job
         return None
@@ -87,26 +104,40 @@ class Asker:
             self.ledger.end(trial, TrialState.FAIL, str(error))
             return None
 
-    def _screened(self, trial: OptunaTrial) -> Job | None:
-        """The job of an admissible candidate; None for one that is rejected untrained."""
+    def _screening(self, trial: OptunaTrial) -> Job | None:
+        """A job that builds a candidate and counts its cost; None for one that is rejected without."""
         drawn = fill(self.space.run, _drawn_by(trial))
         costed = json.dumps({**drawn, "train": None}, sort_keys=True)
         try:
             if costed in self._rejected:
                 raise self._rejected[costed]
-            run, cost = screen(self.space, drawn, self.vetting)
+            run = read(self.space, drawn, self.vetting)
         except Rejected as rejected:
-            self._rejected[costed] = rejected
-            self._reject(trial, rejected)
+            self._reject(trial, costed, rejected)
             return None
-        self._rejected_in_a_row = 0
-        self.ledger.write(trial, cost=cost.dump())
-        return self._admit(trial, run)
+        self._asked[trial.number] = trial, costed
+        return {"job": trial.number, "kind": SCREEN, "run": run.dump()}
 
-    def _reject(self, trial: OptunaTrial, rejected: Rejected) -> None:
+    def screened(self, job: Mapping[str, Any], weighed: Mapping[str, Any]) -> None:
+        """Take what a worker found: the candidate is trained next, or rejected untrained."""
+        trial, costed = self._asked.pop(job["job"])
+        if weighed["event"] == FAILED:
+            weighed = {"refused": f"cannot be built: {weighed['reason']}"}
+        try:
+            run = admit(self.space, weighed, self.vetting)
+        except Rejected as rejected:
+            self._reject(trial, costed, rejected)
+            return
+        if self._rejected_in_a_row < REJECTIONS:
+            self._rejected_in_a_row = 0
+        self.ledger.write(trial, cost=weighed["cost"])
+        self._admitted.append(self._admit(trial, run))
+
+    def _reject(self, trial: OptunaTrial, costed: str, rejected: Rejected) -> None:
         self._rejected_in_a_row += 1
+        self._rejected[costed] = rejected
         if rejected.cost:
-            self.ledger.write(trial, cost=rejected.cost.dump())
+            self.ledger.write(trial, cost=rejected.cost)
         for name, value in rejected.excess.items():
             trial.set_constraint(name, value)
         self.ledger.end(trial, TrialState.PRUNED, str(rejected))

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from doge_lab.errors import UserError
 from doge_lab.files import only_one
-from doge_lab.search.asking import Asker
+from doge_lab.search.asking import SCREEN, Asker
 from doge_lab.search.audit import Audit
 from doge_lab.search.config import Space
 from doge_lab.search.confirmation import Confirmation
@@ -94,17 +94,20 @@ class Coordinator:
 
     def _search(self, pool: Pool) -> None:
         asker = Asker(self.ledger, self.vetting, seed=self.seed)
-        left_running = asker.left_running()
+
+        def keep(job: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+            if job["kind"] == SCREEN:
+                asker.screened(job, content)
+            else:
+                self._tell(job, content)
+
         while True:
-            while pool.idle and self.ledger.trained + len(pool.running) < self.space.search.trials:
-                job = next(left_running, None) or asker.next()
-                if job is None:
-                    break
+            while pool.idle and (job := asker.next(len(pool.running))):
                 pool.submit(job)
                 self.on_change(self)
             if not pool.running:
                 break
-            self._handle(pool, self._tell)
+            self._handle(pool, keep)
         reason = self.ledger.study.user_attrs["ended_early"]
         if reason and not self.ledger.trained:
             raise UserError(reason, "search")

@@ -52,7 +52,7 @@ class Vetting:
     def __init__(self, space: Space, *, skip_failing: bool) -> None:
         self.allow_faults = space.search.allow_faults
         self.skip_failing = skip_failing
-        self.suspects = [suspect for suspect in suspects(space) if _admissible(suspect)]
+        self.suspects = suspects(space)
         self.left_out: dict[str, str] = {}
         """Name of a block that failed, where `skip_failing` leaves it out -> its first failed check."""
         self.verdicts: dict[Suspect, str] = {}
@@ -138,29 +138,17 @@ def _suspect(ref: BlockRef, d_model: int, *, full: bool = False) -> Suspect:
     return Suspect(ref.kind, ref.type, json.dumps(options, sort_keys=True), d_model, full)
 
 
-def _admissible(suspect: Suspect) -> bool:
-    """False where the block itself refuses its options at this width: such a candidate is rejected when it is drawn."""
-    import torch
-
-    block = registry.get(suspect.kind, suspect.type)
-    try:
-        with torch.device("meta"):
-            block(suspect.d_model, **json.loads(suspect.options))
-    except UserError:
-        return False
-    except Exception:
-        return True  # whatever else goes wrong is for the checks to report
-    return True
-
-
 def examine(suspect: Suspect, on_result: Callable[[object], None] | None = None) -> list[dict[str, Any]]:
     """Run the checks and remember them; returns those not simply passed, as `name`, `status`, `message`.
 
+    A block that refuses its options at this width passes: such a candidate is rejected when it is drawn.
     `on_result` is called after each check.
     """
     from doge_lab.testing import run_checks  # the slow import is the workers' to pay
 
     block = registry.get(suspect.kind, suspect.type)
+    if _refuses(block, suspect):
+        return []
     results = run_checks(
         block, json.loads(suspect.options), d_model=suspect.d_model, full=suspect.full, on_result=on_result
     )
@@ -171,6 +159,19 @@ def examine(suspect: Suspect, on_result: Callable[[object], None] | None = None)
     ]
     _remember(suspect, block, found)
     return found
+
+
+def _refuses(block: type[Block], suspect: Suspect) -> bool:
+    import torch
+
+    try:
+        with torch.device("meta"):
+            block(suspect.d_model, **json.loads(suspect.options))
+    except UserError:
+        return True
+    except Exception:
+        return False  # whatever else goes wrong is for the checks to report
+    return False
 
 
 def remembered(suspect: Suspect) -> list[dict[str, Any]] | None:

@@ -28,6 +28,7 @@ from doge_lab.run import BreaksContract
 from doge_lab.search.auditor import audit
 from doge_lab.search.fork_server import serve
 from doge_lab.search.protocol import ALIVE, DONE, EXAMINED, FAILED, REPORT, Job, Say
+from doge_lab.search.screening import weigh
 from doge_lab.search.vetting import Suspect, examine, verdict
 from doge_lab.train import Diverged, StepReport
 
@@ -82,6 +83,10 @@ def do(device: str, job: Job, say: Say) -> tuple[str, dict[str, Any]]:
 
 def _check(job: Job, device: str, say: Say) -> dict[str, Any]:
     return {"results": examine(Suspect(**job["suspect"]), on_result=lambda result: say(ALIVE))}
+
+
+def _screen(job: Job, device: str, say: Say) -> dict[str, Any]:
+    return weigh(job["run"])
 
 
 def _train(job: Job, device: str, say: Say) -> dict[str, Any]:
@@ -144,5 +149,5 @@ def _keep_traceback(job: Job) -> None:
             (folder / f"error-{job['job']}.txt").write_text(text, encoding="utf-8", errors="replace")
 
 
-HANDLERS: Mapping[str, Handler] = {"train": _train, "check": _check, "audit": _audit}
+HANDLERS: Mapping[str, Handler] = {"screen": _screen, "train": _train, "check": _check, "audit": _audit}
 """Kind of job -> who does it."""
