@@ -24,7 +24,7 @@ class UserError(ValueError):
 
     def under(self, path: str) -> "UserError":
         """The same error, found below `path`."""
-        return UserError(self.message, ".".join(part for part in (path, self.path) if part), self.file)
+        return type(self)(self.message, ".".join(part for part in (path, self.path) if part), self.file)
 
 
 class Conflict(UserError):

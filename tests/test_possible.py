@@ -68,6 +68,7 @@ def moe(**options):
     return space(model=layers({"type": "moe", "normalisation": "softmax_all", **options}))
 
 
+NEVER = {"type": "sigmoid_moe", "n_experts": {"choice": [2, 3]}, "top_k": 8}
 POSSIBLE = {
     "the first values conflict": moe(n_experts={"choice": [2, 8]}, top_k={"choice": [4, 1]}),
     "later ones conflict": moe(n_experts={"choice": [8, 2]}, top_k={"choice": [1, 4]}),
@@ -83,6 +84,13 @@ POSSIBLE = {
         model=layers(
             {"choice": ["mlp", {"type": "sigmoid_moe", "n_experts": {"int": [1, 4]}, "top_k": {"int": [2, 8]}}]}
         )
+    ),
+    "a block that is never possible": space(model=layers({"choice": [NEVER, "mlp"]})),
+    "a layer that is never possible": space(
+        model={
+            "d_model": 16,
+            "layers": {"choice": [[{"sequence": "none", "state": NEVER}], [{"sequence": "none", "state": "mlp"}]]},
+        }
     ),
     "a hole as a choice": space(model=layers({"type": "mlp", "d_hidden": {"choice": [None, {"int": [2, 8]}]}})),
     "a choice of lists with holes": space(

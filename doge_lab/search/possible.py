@@ -6,8 +6,10 @@ changes, is a mistake of the file, unless a rule between options is broken: that
 rejected when it is made.
 """
 
+import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -20,11 +22,17 @@ from doge_lab.search.space import Hole, Scalar, fill, is_hole, parse_hole, varia
 
 Read = TypeVar("Read")
 
+_log = logging.getLogger("doge_lab")
+
 KINDS: tuple[Kind, ...] = ("sequence", "state")
 TRIES = 1000
 """Draws among which a possible one must be: of a space in which none is, a search trains nothing."""
 REPAIRS = 100
 """Draws of the other holes that may repair an error."""
+
+
+class Impossible(Conflict):
+    """Every draw of a part breaks a rule between its options."""
 
 
 def readable(part: Any, read: Callable[[Any], Read]) -> list[Read]:
@@ -53,9 +61,9 @@ def _possible(part: Any, read: Callable[[Any], Any]) -> Mapping[str, Scalar]:
         else:
             return drawn
     first = errors[0]
-    if all(_text(error) == _text(first) for error in errors):
-        raise first
-    raise UserError(f"no draw is possible; the first one: {first.message}", first.path)
+    alike = all(_text(error) == _text(first) for error in errors)
+    said = first.message if alike else f"no draw is possible; the first one: {first.message}"
+    raise (Impossible if all(isinstance(error, Conflict) for error in errors) else UserError)(said, first.path)
 
 
 def _is_conflict(error: UserError, part: Any, fixed: Mapping[str, Scalar], read: Callable[[Any], Any]) -> bool:
@@ -118,7 +126,7 @@ def with_blocks(node: Any, path: str, found: list[list[BlockRef]]) -> Any:
     """The model with each of its blocks read, the first form of each for all; `found` takes every form of each."""
     if is_hole(node):
         hole = parse_hole(node, path)
-        choices = [with_blocks(choice, path, found) for choice in hole.choices]
+        choices = list(_those_possible(hole.choices, path, lambda choice: with_blocks(choice, path, found)))
         different = [choice for index, choice in enumerate(choices) if choice not in choices[:index]]
         return {**node, "choice": different} if choices else node
     if isinstance(node, Mapping):
@@ -134,14 +142,36 @@ def with_blocks(node: Any, path: str, found: list[list[BlockRef]]) -> Any:
 
 def _block(kind: Kind, written: Any, path: str, found: list[list[BlockRef]]) -> BlockRef:
     """The first form of the block written at `path`, which may be a choice of blocks."""
-    forms: list[BlockRef] = []
-    for block in _blocks(written, path):
+
+    def read(block: Any) -> list[BlockRef]:
         try:
-            forms += readable(block, lambda filled: BlockRef.parse(kind, filled))
+            return readable(block, lambda filled: BlockRef.parse(kind, filled))
         except UserError as error:
             raise error.under(path) from None
+
+    forms = [form for forms in _those_possible(list(_blocks(written, path)), path, read) for form in forms]
     found.append(forms)
     return forms[0]
+
+
+def _those_possible(choices: Sequence[Any], path: str, read: Callable[[Any], Read]) -> Iterator[Read]:
+    """What `read` makes of each choice; one without a possible draw is said and left out, while others have some."""
+    impossible: list[Impossible] = []
+    for choice in choices:
+        try:
+            yield read(choice)
+        except Impossible as error:
+            impossible.append(error)
+    if choices and len(impossible) == len(choices):
+        raise impossible[0]
+    for each in impossible:
+        _warn(path, each.message)
+
+
+@cache
+def _warn(path: str, message: str) -> None:
+    """Once, however often the space is read."""
+    _log.warning("%s: a choice that will be rejected whenever it is drawn: %s", path, message)
 
 
 def _blocks(written: Any, path: str) -> Iterator[Any]:
