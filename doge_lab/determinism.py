@@ -1,4 +1,4 @@
-"""Deterministic arithmetic for one run on a GPU, and which operations have none.
+"""Random numbers from a seed; deterministic arithmetic for one run on a GPU, and which operations have none.
 
 PyTorch warns of each such operation at each call; here they are collected, for the run's record to name once.
 """
@@ -15,6 +15,17 @@ _OPERATION = re.compile(
     r"(.+?) (?:does not have a deterministic implementation|defaults to a non-deterministic algorithm)"
     r"|Deterministic behavior was enabled"
 )
+
+
+def seed_torch(seed: int) -> None:
+    """Set PyTorch's generators, of the CPU and of the GPUs in use.
+
+    `torch.manual_seed` draws the same numbers, but writes down where it was called from for every backend that is not
+    there: 3 ms in a deep stack, more than a small model's training step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 @contextmanager

@@ -30,9 +30,11 @@ def reached(module: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     while waiting:
         name = waiting.pop()
-        if name in found or (file := _file(name)) is None:
+        top = name.partition(".")[0]
+        counts_whole = top in LAB | {package}
+        if name in found or not (counts_whole or _may_be_ours(top)) or (file := _file(name)) is None:
             continue
-        if name.partition(".")[0] in LAB | {package} or not _is_library(file):
+        if counts_whole or not _is_library(file):
             found[name] = file
             waiting += _imports(name, file)
     return found
@@ -148,6 +150,15 @@ def _state(file: Path) -> tuple[Path, int, int]:
     """The file, and what changes when it is written: a file is read again only then."""
     found = file.stat()
     return file, found.st_mtime_ns, found.st_size
+
+
+@functools.cache
+def _may_be_ours(package: str) -> bool:
+    """False for what lies among the libraries, so that none of the names below it need be looked for."""
+    if package in sys.stdlib_module_names:
+        return False
+    file = _file(package)
+    return file is None or not _is_library(file)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from doge_lab import registry
 from doge_lab.block import Block, BlockConfig, Kind, RouterStats, SequenceBlock, StateBlock
 from doge_lab.cache import Cache
+from doge_lab.determinism import seed_torch
 from doge_lab.errors import UserError, shortened
 from doge_lab.layers.masks import token_positions
 from doge_lab.layers.norm import RMSNorm
@@ -197,7 +198,7 @@ class CausalLM(nn.Module):
             model = cls(config)
         model.to_empty(device="cpu")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            seed_torch(seed)
             model.reset_parameters()
         return model.to(device)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from doge_lab.cache import Cache, LayerCache
+from doge_lab.determinism import seed_torch
 from doge_lab.model import CausalLM
 from doge_lab.tasks import Predict
 
@@ -93,7 +94,7 @@ class Assembled:
         try:
             self.model.train(manner.training)
             if manner.training:
-                torch.manual_seed(self.seed)
+                seed_torch(self.seed)
             with manner.around(self.device.type):
                 return self.model(tokens, mask).detach().float()
         finally:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from doge_lab.block import Block, Kind, SequenceBlock
 from doge_lab.cache import LayerCache, PerToken
+from doge_lab.determinism import seed_torch
 from doge_lab.model import BlockRef, CausalLM, LayerConfig, ModelConfig
 
 Mode = Literal["quick", "full"]
@@ -74,7 +75,7 @@ class Case:
 
     def build(self, seed: int = 0) -> Any:
         """A fresh block in evaluation mode; the layers below its place are built first, as a model builds them."""
-        torch.manual_seed(seed)
+        seed_torch(seed)
         *below, block = [
             self.block(self.d_model, layer_idx=layer_idx, n_layers=self.n_layers, **self.options).eval()
             for layer_idx in range(self.layer_idx + 1)
@@ -243,7 +244,7 @@ def fit(
     block.train()
     for step in range(first, first + steps):
         optimizer.zero_grad()
-        torch.manual_seed(step)
+        seed_torch(step)
         x, target = case.input(8, 32, seed=100 + step), case.input(8, 32, seed=200 + step)
         training_loss(block, x, target, auxiliary=auxiliary).backward()
         if inspect is not None:

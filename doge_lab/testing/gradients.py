@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from doge_lab.determinism import seed_torch
 from doge_lab.testing.case import Case, Skipped, check, output, require
 
 
@@ -69,7 +70,7 @@ def gradients(case: Case) -> None:
 
 
 def _run(block: Any, x: Tensor) -> Tensor:
-    torch.manual_seed(0)
+    seed_torch(0)
     return output(block, x)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from doge_lab.determinism import seed_torch
 from doge_lab.testing.case import NOTICEABLE, TOLERANCE, Case, check, close, output, relative_difference, require
 
 
@@ -121,7 +122,7 @@ def _modes(case: Case) -> Iterator[tuple[Any, Any]]:
         block = case.trained().train(training)
 
         def run(x: Tensor, block: Any = block) -> Tensor:
-            torch.manual_seed(0)  # dropout, if any, drops the same each time
+            seed_torch(0)  # dropout, if any, drops the same each time
             with torch.no_grad():
                 return output(block, x)
 

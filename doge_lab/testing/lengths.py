@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from doge_lab.determinism import seed_torch
 from doge_lab.testing.case import SPLIT_TOLERANCE, Case, check, close, in_chunks, output, require
 
 SEED = 5
@@ -39,7 +40,7 @@ def any_length(case: Case) -> None:
 
 
 def _run(block: Any, x: Tensor, *, grad: bool) -> Tensor:
-    torch.manual_seed(0)
+    seed_torch(0)
     with torch.set_grad_enabled(grad):
         return output(block, x).detach()
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from doge_lab.block import RouterStats, Routing
+from doge_lab.determinism import seed_torch
 from doge_lab.testing.attributes import plain_attributes, same
 from doge_lab.testing.case import Case, Skipped, check, close, fit, output, require, training_loss
 
@@ -184,7 +185,7 @@ def auxiliary_losses_do_not_accumulate(case: Case) -> None:
 
 def _pass(block: Any, x: Tensor, target: Tensor) -> dict[str, Tensor]:
     block.zero_grad()
-    torch.manual_seed(0)
+    seed_torch(0)
     loss = training_loss(block, x, target)
     if not loss.requires_grad:
         return {"the loss": loss.detach()}

@@ -10,6 +10,7 @@ import torch
 
 from doge_lab.block import Block, SequenceBlock, StateBlock
 from doge_lab.cache import Fixed, PerToken
+from doge_lab.determinism import seed_torch
 from doge_lab.errors import UserError, did_you_mean, one_line
 from doge_lab.testing import (
     anywhere,
@@ -169,7 +170,7 @@ def _run(each: Check, case: Case, faults: Mapping[str, str]) -> CheckResult:
     try:
         # warnings are advice on speed, and no promise: they must not decide under a filter that makes them errors
         with own_generators(), warnings.catch_warnings(action="ignore"):
-            torch.manual_seed(0)
+            seed_torch(0)
             each.run(case)
     except Skipped as reason:
         return CheckResult(each.name, True, str(reason), "skipped")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from doge_lab.determinism import seed_torch
 from doge_lab.testing.case import Case
 
 Precision = Literal["float32", "bfloat16", "autocast", "float64"]
@@ -119,7 +120,7 @@ def draw(seed: int, count: int, *, longest: int = 300) -> list[Situation]:
 
 def reseed(seed: int) -> None:
     """Set every generator that a block could draw from."""
-    torch.manual_seed(seed)
+    seed_torch(seed)
     random.seed(seed)
     np.random.seed(seed)
 

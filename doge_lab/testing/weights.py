@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from doge_lab.block import Block
+from doge_lab.determinism import seed_torch
 from doge_lab.testing.case import Case, check, fit, require
 
 NOISE = 1e-7
@@ -22,7 +23,7 @@ def initialises_everything(case: Case) -> None:
         for tensor in _tensors(block).values():
             with torch.no_grad():
                 tensor.fill_(fill if tensor.is_floating_point() else integer_fill)
-        torch.manual_seed(0)
+        seed_torch(0)
         block.reset_parameters()
         left.append({name: tensor.clone() for name, tensor in _tensors(block).items()})
     for name, tensor in left[0].items():
