@@ -47,11 +47,18 @@ def run_file(tmp_path):
     return path
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """Searches train in this process; their fronts are looked at again but for the slow checks of single blocks."""
-    from tiny_search import InProcess
+@pytest.fixture(scope="session")
+def _cache_of_few_checks(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("few"))
 
+
+@pytest.fixture
+def in_process(monkeypatch, _cache_of_few_checks):
+    """Searches train in this process; of a block's checks a few are run, of its trained models all."""
+    from tiny_search import InProcess, few_checks
+
+    monkeypatch.setenv("DOGE_LAB_CACHE", _cache_of_few_checks)
+    monkeypatch.setattr("doge_lab.testing.run_checks", few_checks)
     monkeypatch.setattr("doge_lab.search.coordinator.Pool", InProcess)
     monkeypatch.setattr("doge_lab.search.auditor.require_blocks", lambda run, **_: None)
 

@@ -100,23 +100,6 @@ def test_train_prints_a_table_that_says_one_seed(capsys, run_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_search_writes_everything_it_promises(tmp_path, request):
-    out = tmp_path / "out"
-    space = request.config.rootpath / "search_spaces" / "tiny.yaml"
-    words = ["search", space, "--trials", 3, "--workers", 2, "--out", out, "--seed", 0]
-    ran = subprocess.run([sys.executable, "-m", "doge_lab", *map(str, words)], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    front = json.loads((out / "front.json").read_text())
-    assert front
-    for entry in front:
-        assert {"trial", "values", "config"} <= set(entry)
-        assert set(entry["values"]) == {"cache_bytes", "capacity.bits", "recall.bits"}
-    assert "<html" in (out / "report.html").read_text()
-    assert (out / "study.db").exists()
-    assert "report.html" in ran.stdout
-
-
-@pytest.mark.slow
 def test_a_front_model_is_rebuilt_by_its_run_file(tmp_path, request, capsys):
     out = tmp_path / "out"
     space = request.config.rootpath / "search_spaces" / "tiny.yaml"

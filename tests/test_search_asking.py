@@ -10,7 +10,7 @@ from tiny_search import InProcess, search, tiny
 from doge_lab.cli import main
 from doge_lab.errors import UserError
 from doge_lab.experiment.plan import Outcome, merit
-from doge_lab.search import screening
+from doge_lab.search import asking, screening
 from doge_lab.search.config import parse_space
 from doge_lab.search.screening import weigh
 
@@ -61,12 +61,13 @@ def test_gp_learns_where_it_may_not_look_and_asks_no_rejected_point_again(tmp_pa
 
 def test_what_was_rejected_is_not_solved_again(tmp_path, untrained, monkeypatch):
     solved = []
+    monkeypatch.setattr(asking, "REJECTIONS", 40)
     monkeypatch.setattr(screening, "weigh", lambda run: solved.append(1) or weigh(run))
     written = bounded("random")
     written["search"]["constraints"] = {"params": {"max": 5}}
     written["model"]["layers"][0]["state"]["d_hidden"] = {"choice": [4, 8]}
     written["train"] = {"steps": 8, "lr": {"float": [0.001, 0.1]}}
-    with pytest.raises(UserError, match="300 candidates in a row were rejected"):
+    with pytest.raises(UserError, match="40 candidates in a row were rejected"):
         search(written, tmp_path)
     assert len(solved) == 2
 

@@ -1,5 +1,6 @@
 """Searches with real processes: whoever dies, what is finished is kept and the rest goes on."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from doge_lab import config
 from doge_lab.errors import UserError
 from doge_lab.record import read_record
 from doge_lab.search import asking, coordinator
-from doge_lab.search.config import load_space, parse_space
+from doge_lab.search.config import parse_space
 from doge_lab.search.coordinator import Coordinator
 from doge_lab.search.front import dominates
 from doge_lab.search.pool import DONE, FAILED, Pool
@@ -22,9 +23,33 @@ from doge_lab.search.study import read_results
 from doge_lab.search.vetting import Vetting
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A search with two workers, from the command line: its folder, and what it printed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    words = ["search", TINY, "--workers", 2, "--out", out, "--seed", 0]
+    ran = subprocess.run([sys.executable, "-m", "doge_lab", *map(str, words)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return out, ran.stdout
+
+
 @pytest.mark.slow
-def test_a_whole_search_with_two_workers(tmp_path):
-    results = Coordinator(load_space(TINY), tmp_path, ["cpu", "cpu"]).run()
+def test_a_search_writes_everything_it_promises(whole):
+    out, printed = whole
+    front = json.loads((out / "front.json").read_text())
+    assert front
+    for entry in front:
+        assert {"trial", "values", "config"} <= set(entry)
+        assert set(entry["values"]) == {"cache_bytes", "capacity.bits", "recall.bits"}
+    assert "<html" in (out / "report.html").read_text()
+    assert (out / "study.db").exists()
+    assert "report.html" in printed
+
+
+@pytest.mark.slow
+def test_a_whole_search_with_two_workers(whole):
+    out, _ = whole
+    results = read_results(out)
     assert [trial.state for trial in results.trials] == ["complete"] * 4
     assert results.context == 12
     for trial in results.trials:
@@ -35,7 +60,7 @@ def test_a_whole_search_with_two_workers(tmp_path):
         assert not any(dominates(other, candidate.values, results.objectives) for other in everyone)
         assert len(candidate.confirmed) == 3
         assert candidate.confirmed[0] != candidate.values
-    records = [read_record(folder)[-1] for folder in (tmp_path / "runs").iterdir()]
+    records = [read_record(folder)[-1] for folder in (out / "runs").iterdir()]
     assert len(records) == 2 * (4 + 3 * len(results.front))
     assert all(record["event"] == "end" for record in records)
 

@@ -9,6 +9,7 @@ from doge_lab.search.config import parse_space
 from doge_lab.search.coordinator import Coordinator
 from doge_lab.search.pool import DONE, FAILED
 from doge_lab.search.worker import do
+from doge_lab.testing import run_checks
 
 TINY = Path(__file__).parent.parent / "search_spaces" / "tiny.yaml"
 
@@ -42,6 +43,12 @@ class InProcess:
 
     def say(self, event, **facts):
         self.answers.append((event, {"event": event, **through_json(facts)}))
+
+
+def few_checks(block, options, *, d_model, full, on_result):
+    """Those that the blocks of these tests fail."""
+    few = ["tokens_independent", "parameters_learn", "router_usage"]
+    return run_checks(block, options, d_model=d_model, only=few, on_result=on_result)
 
 
 def through_json(content):

@@ -37,6 +37,7 @@ def require_flops(block: Any, contexts: Sequence[int]) -> None:
     """Raise `AssertionError` where the FLOPs declared at a context are not those done."""
     for context in contexts:
         declared, by_hand = block.flops_per_token(context), block.uncounted_flops_per_token(context)
+        require(by_hand >= 0, f"uncounted_flops_per_token({context}) is {by_hand}: what is counted by hand is added")
         counted, unseen, disguised = counted_flops(block, context)
         apart = f" and {by_hand} by hand (uncounted_flops_per_token)" if by_hand else ""
         require(

@@ -84,3 +84,13 @@ class ProductInDisguise(MLP):
 
     def flops_per_token(self, context):
         return 2 * self.down.weight.numel()
+
+
+class TakesBackByHand(MLP):
+    """Declares few FLOPs, and takes the others back where it counts by hand."""
+
+    def flops_per_token(self, context):
+        return 2 * self.down.weight.numel()
+
+    def uncounted_flops_per_token(self, context):
+        return -2 * self.up.weight.numel()
