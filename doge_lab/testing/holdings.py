@@ -20,6 +20,10 @@ _OF_EVERY_MODULE = frozenset({*vars(types.ModuleType("any")), "__builtins__", "_
 _MOST = 20_000
 """Objects looked at: more than any block has, so that a walk ends."""
 
+_WRAPPERS = (
+    *(staticmethod, classmethod, types.MethodType, functools.partial, property),
+    functools._lru_cache_wrapper,  # with the results that it keeps
+)
 Place = tuple[str, Any]
 
 
@@ -81,7 +85,7 @@ def _parts(value: Any) -> Iterator[Place]:
         if not _is_library(value.__module__):
             yield from ((name, part) for name, part in vars(value).items() if not name.startswith("__"))
             yield from (("", base) for base in value.__bases__)
-    elif isinstance(value, staticmethod | classmethod | types.MethodType | functools.partial | property):
+    elif isinstance(value, _WRAPPERS):
         yield from (("", part) for part in gc.get_referents(value))
     elif hasattr(value, "__dict__"):
         yield from ((name, part) for name, part in vars(value).items() if name not in _REGISTERED)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from doge_lab.block import SequenceBlock
 from doge_lab.testing.case import Case, check, fit, output, require
@@ -26,8 +27,14 @@ def knowledge_is_counted(case: Case) -> None:
     """Every number that a block holds is a parameter or a buffer, under one name, and num_params counts it."""
     block = case.build()
     fit(case, block, steps=2)
-    with torch.no_grad():
-        output(block, case.input())
+    x = case.input()
+    with torch.no_grad(), _Draws() as draws:
+        output(block, x)
+    require(
+        not draws.found,
+        f"in evaluation it draws random numbers ({', '.join(sorted(draws.found))}): a table made from a seed in every "
+        "call is held nowhere and counted nowhere; make it a buffer",
+    )
     held = registered(block)
     names: dict[int, str] = {}
     for name, tensor in held.items():
@@ -47,6 +54,19 @@ def knowledge_is_counted(case: Case) -> None:
             numbers <= CONSTANTS,
             f"{numbers} numbers are held in {place!r}, where no count sees them; make it a parameter or a buffer",
         )
+
+
+class _Draws(TorchDispatchMode):
+    """Notes which operations draw random numbers, attention excepted: it may drop out, and in evaluation does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in func.name():
+            self.found.add(func.name().removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
 
 
 def registered(block: nn.Module) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Blocks that remember or know more than they declare."""
 
+import functools
+
 import numpy as np
 import torch
 from broken.healthy import Decay
@@ -135,3 +137,22 @@ class Tied(Decay):
     def __init__(self, d_model, **options):
         super().__init__(d_model, **options)
         self.read.weight = self.write.weight
+
+
+@functools.cache
+def _drawn(rows):
+    return torch.randn(rows, rows, generator=torch.Generator().manual_seed(11)) * rows**-0.5
+
+
+class TableInACache(MLP):
+    """Multiplies by a frozen table that a cached function keeps."""
+
+    def forward(self, x):
+        return super().forward(x @ _drawn(self.d_model).to(x))
+
+
+class TableFromASeed(MLP):
+    """Multiplies by a frozen table that it draws anew in every call."""
+
+    def forward(self, x):
+        return super().forward(x @ _drawn.__wrapped__(self.d_model).to(x))
