@@ -10,7 +10,7 @@ import math
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from doge_lab.train import Diverged, StepReport, predictor, save_tensors, train
 
 WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
 PACKAGES = ("torch", "numpy", "einx", "transformers", "optuna", "pydantic", "sentencepiece")
+"""Their versions go into the record, where they are installed."""
 
 OnReport = Callable[[StepReport], None]
 Accept = Callable[[CausalLM, TaskData], None]
@@ -165,11 +166,17 @@ def _git(root: Path, *words: str) -> str:
 def _provenance(run: RunConfig, device: str) -> dict[str, Any]:
     return {
         "code": {**code_version(), **foreign_blocks(run)},
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": dict(_installed(PACKAGES)),
         "python": platform.python_version(),
         "machine": {"device": device, "processor": _processor(device)},
         "threads": torch.get_num_threads(),
     }
+
+
+def _installed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            yield name, metadata.version(name)
 
 
 def _processor(device: str) -> str:
