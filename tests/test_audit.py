@@ -9,12 +9,14 @@ from tiny_search import InProcess, search, tiny
 
 from doge_lab import config, registry
 from doge_lab.objective import evaluate
+from doge_lab.record import read_record
 from doge_lab.report import write_report
 from doge_lab.report.page import page
 from doge_lab.report.pairs import warnings
-from doge_lab.run import WEIGHTS, BreaksContract, read_record
+from doge_lab.run import BreaksContract
 from doge_lab.search import auditor
 from doge_lab.search.study import read_results
+from doge_lab.stored import WEIGHTS
 from doge_lab.train import save_tensors
 
 

@@ -7,9 +7,11 @@ import pytest
 import yaml
 from tiny_search import InProcess, search, tiny
 
+from doge_lab import config
 from doge_lab.cli import main
 from doge_lab.errors import UserError
 from doge_lab.experiment.plan import Outcome, merit
+from doge_lab.identity import source
 from doge_lab.search import asking, screening
 from doge_lab.search.config import parse_space
 from doge_lab.search.screening import weigh
@@ -25,7 +27,9 @@ class Untrained(InProcess):
         if job["kind"] != "train":
             return "done", job, {"results": [], "found": {"reason": ""}}
         bits = random.Random(json.dumps(job["run"]["model"], sort_keys=True)).random()
-        return "done", job, {"metrics": {"capacity": {"bits": bits}}, "seconds": 0.0}
+        run = config.parse(job["run"])
+        sources = {task.label: source(run, task).name for task in run.tasks}
+        return "done", job, {"metrics": {"capacity": {"bits": bits}}, "seconds": 0.0, "sources": sources}
 
 
 @pytest.fixture

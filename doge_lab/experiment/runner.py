@@ -1,6 +1,6 @@
 """Trains an experiment over worker processes. What is finished lies on disk, so the same call again continues it."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ class Runner:
     notes: dict[int, str] = field(default_factory=dict)
     """Job number -> how far it is, for the live view."""
     done: int = 0
+    replaced: Counter[str] = field(default_factory=Counter)
+    """Why stored runs were trained again -> how many."""
 
     def __post_init__(self) -> None:
         protocol = self.experiment.protocol
@@ -77,6 +79,7 @@ class Runner:
         else:
             spent = {name: content[name] for name in ("seconds", "cpu_seconds")}
             outcome = Outcome(job.seed, content["metrics"][job.cell.task.label], **spent)
+            self.replaced.update(content["replaced"])
         job.cell.note(job, outcome)
         begins = job.scored_on == "validation" and job.cell.is_tuned
         return list(job.cell.reporting()) if begins else []

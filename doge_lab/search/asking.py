@@ -11,8 +11,9 @@ import optuna
 from optuna.trial import Trial as OptunaTrial
 from optuna.trial import TrialState
 
-from doge_lab.config import RunConfig, fingerprint
+from doge_lab.config import RunConfig
 from doge_lab.errors import UserError
+from doge_lab.identity import fingerprint
 from doge_lab.search.front import hypervolume
 from doge_lab.search.ledger import AnyTrial, Ledger
 from doge_lab.search.protocol import FAILED

@@ -18,8 +18,9 @@ from doge_lab.cost import held_cache_bytes
 from doge_lab.errors import one_line
 from doge_lab.model import CausalLM
 from doge_lab.objective import as_trained, evaluate, require_sound, run_folder
-from doge_lab.run import WEIGHTS, BreaksContract, torch_device
+from doge_lab.run import BreaksContract, torch_device
 from doge_lab.search.vetting import examine, remembered, suspects_of, verdict
+from doge_lab.stored import WEIGHTS
 from doge_lab.tasks import Metrics, Task, TaskData
 from doge_lab.testing.assembled import Assembled, through_cache
 from doge_lab.testing.trained import check_model, decoding, faults_of

@@ -130,4 +130,5 @@ class Coordinator:
         if content["event"] == FAILED:
             self.ledger.end(self.ledger.trial(number), TrialState.FAIL, content["reason"])
         else:
-            self.ledger.complete(number, content["metrics"], content["seconds"])
+            facts = {name: content[name] for name in ("seconds", "sources")}
+            self.ledger.complete(number, content["metrics"], **facts)

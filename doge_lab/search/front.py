@@ -33,6 +33,7 @@ class Trial:
     metrics: task name -> its metrics, as the task's record holds them.
     cost: `doge_lab.cost.Cost.dump()` at the objective's context; empty when the model could not be built.
     seconds: wall seconds of training and scoring.
+    sources: task name -> name of the source that computed its metrics (`doge_lab.identity.Source`).
     """
 
     number: int
@@ -46,6 +47,7 @@ class Trial:
     cost: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     seconds: float = 0.0
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@
     answer  {"event": "report", "job": 7, "task": "recall", "step": 120, "steps": 300}
             {"event": "examined", "job": 7, "suspect": {...}, "results": [...]}
             {"event": "alive", "job": 7}                                               it goes on; nothing else to say
-            {"event": "done", "job": 7, "metrics": {...}, "seconds": 8.1, "cpu_seconds": 8.0}
+            {"event": "done", "job": 7, "metrics": {...}, "sources": {...}, "replaced": [...],
+             "seconds": 8.1, "cpu_seconds": 8.0}
             {"event": "done", "job": -1, "results": [...]}                             of the checks
             {"event": "done", "job": 7, "run": {...}, "cost": {...}}    or "refused": "..."    of screening
             {"event": "failed", "job": 7, "reason": "..."}

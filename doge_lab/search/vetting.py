@@ -188,7 +188,7 @@ def remembered(suspect: Suspect) -> list[dict[str, Any]] | None:
 def _remember(suspect: Suspect, block: type[Block], results: list[dict[str, Any]]) -> None:
     """With the modules that a third party's block loaded by names that its source does not show."""
     modules = digest.reached(block.__module__)
-    besides = digest.loaded_besides(modules) if registry.version(block) else {}
+    besides = {} if registry.is_ours(block) else digest.loaded_besides(modules)
     files = {name: str(file) for name, file in besides.items()}
     kept = {"results": results, "besides": files, "digest": digest.digest(besides)}
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else

@@ -13,6 +13,7 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,8 +22,9 @@ import numpy
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from doge_lab import config, registry, tasks
+from doge_lab import config, digest, registry, tasks
 from doge_lab.errors import one_line
+from doge_lab.identity import TRAINING
 from doge_lab.objective import evaluate
 from doge_lab.run import BreaksContract
 from doge_lab.search.auditor import audit
@@ -59,6 +61,8 @@ def main(words: Sequence[str]) -> NoReturn:
     torch.set_num_threads(1)  # beside a GPU as well: the contract's checks run on the processor, in every worker
     for name in PRELOADED:
         importlib.import_module(name)
+    # as it was imported: a later edit of a file is not what these processes run
+    digest.as_loaded((TRAINING, *(name for name in PRELOADED if name.startswith("doge_lab."))))
     random.seed(0)  # as torch's, so that a job draws the same in whichever worker it is
     numpy.random.seed(0)
     with contextlib.suppress(BrokenPipeError):  # the coordinator is gone: finished runs are on disk
@@ -98,7 +102,7 @@ def _train(job: Job, device: str, say: Say) -> dict[str, Any]:
     reports = {task.label: partial(report, task=task.label) for task in run.tasks}
     with _heartbeat(say):
         measured = evaluate(run, Path(job["folder"]), scored_on=job["scored_on"], device=device, on_report=reports)
-    return {"metrics": measured.metrics, "seconds": measured.seconds, "cpu_seconds": measured.cpu_seconds}
+    return {name: fact for name, fact in asdict(measured).items() if name != "cost"}
 
 
 def _audit(job: Job, device: str, say: Say) -> dict[str, Any]:
