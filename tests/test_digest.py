@@ -118,17 +118,17 @@ def test_the_source_of_a_run_holds_what_a_foreign_block_reaches(folder):
     ids=["imported", "imported by a name made up at run time"],
 )
 def test_a_helper_edited_to_leak_is_examined_again_and_caught(folder, monkeypatch, imports, body):
-    from doge_lab.search.vetting import Suspect, examine, remembered, verdict
+    from doge_lab.search.vetting import CheckCase, examine, remembered, verdict
 
     monkeypatch.setenv("DOGE_LAB_CACHE", str(folder / "cache"))
-    suspect = Suspect("state", "mine:Mine", json.dumps({}), 16)
+    case = CheckCase("state", "mine:Mine", json.dumps({}), 16)
     write(folder, imports, body)
-    assert remembered(suspect) is None
-    assert examine(suspect) == remembered(suspect) == []
+    assert remembered(case) is None
+    assert examine(case) == remembered(case) == []
     (folder / "deeper.py").write_text("def same(x):\n    return x + 0.1 * x.roll(-1, dims=1)\n")
-    assert remembered(suspect) is None
+    assert remembered(case) is None
     for name in ("mine", "helper", "deeper"):
         sys.modules.pop(name, None)
-    said = verdict(suspect, examine(suspect), allow_faults=False)
+    said = verdict(case, examine(case), allow_faults=False)
     assert said.startswith("block mine:Mine fails the check tokens_independent")
-    assert verdict(suspect, remembered(suspect), allow_faults=False) == said
+    assert verdict(case, remembered(case), allow_faults=False) == said

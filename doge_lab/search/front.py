@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 Audits = dict[str, dict[str, dict[str, Any]]]
-"""Fingerprint -> seed -> what a second look found (`doge_lab.search.auditor.audit`)."""
+"""Fingerprint -> seed -> what a second look found (`doge_lab.engine.auditor.audit`)."""
 Direction = Literal["minimize", "maximize"]
 State = Literal["complete", "rejected", "failed", "running", "waiting"]
 
