@@ -32,7 +32,8 @@ from doge_lab.layers.activations import Activation, activation
 from doge_lab.layers.expert_mlps import ExpertMLPs, expert_tables
 from doge_lab.layers.init import init_weight
 from doge_lab.layers.precision import at_least_float32
-from doge_lab.layers.routing import balance_loss, count_picks
+from doge_lab.layers.routing import balance_loss
+from doge_lab.ops.picks import count_picks
 
 
 class FastFeedforward(StateBlock):

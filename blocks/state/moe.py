@@ -25,7 +25,8 @@ from doge_lab.layers.activations import Activation, activation
 from doge_lab.layers.expert_mlps import ExpertMLPs, expert_tables
 from doge_lab.layers.feed_forward import FeedForward, FeedForwardForm
 from doge_lab.layers.init import init_linear
-from doge_lab.layers.routing import Normalisation, balance_loss, check_normalisation, count_picks, route_weights
+from doge_lab.layers.routing import Normalisation, balance_loss, check_normalisation, route_weights
+from doge_lab.ops.picks import count_picks
 
 
 class MoE(StateBlock):

@@ -31,8 +31,8 @@ from doge_lab.layers.expert_mlps import ExpertMLPs, expert_tables
 from doge_lab.layers.feed_forward import FeedForward, FeedForwardForm
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.precision import at_least_float32
-from doge_lab.layers.routing import count_picks
-from doge_lab.layers.top_k import top_k_indices
+from doge_lab.ops.picks import count_picks
+from doge_lab.ops.top_k_indices import top_k_indices
 
 
 class SigmoidMoE(StateBlock):

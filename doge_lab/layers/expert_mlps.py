@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from doge_lab.layers.feed_forward import FeedForwardForm
 from doge_lab.layers.init import init_weight
-from doge_lab.layers.routing import count_picks
+from doge_lab.ops.picks import count_picks
 
 _WASTE = 350_000
 """Multiply-adds in vain, by expert and matrix, that cost a CPU as much as serving one expert apart."""
