@@ -99,9 +99,7 @@ class FastFeedforward(StateBlock):
             leaf, log_probability = self._descend(1, lambda node: (self.nodes[node] @ x.t())[0])
         self.router_stats = self._report(count_picks(leaf, len(self.up)) / len(x), logits)
         one = (log_probability - log_probability.detach()).exp().to(x.dtype)
-        leaves = self._leaves
-        compute = leaves.every_chosen if leaves.favours_every(len(x), 1) else leaves.chosen
-        return compute(x, leaf[None], one[None])
+        return self._leaves.chosen(x, leaf[None], one[None])
 
     def _logits(self, x: Tensor) -> Tensor:
         """For every node, how much it is for going right: [M, N]."""

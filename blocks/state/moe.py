@@ -90,9 +90,7 @@ class MoE(StateBlock):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         logits, chosen, weights = self._route(tokens)
-        experts = self._experts
-        compute = experts.every_chosen if self._computes_every_expert(len(tokens)) else experts.chosen
-        y = compute(tokens, chosen, weights)
+        y = self._experts.chosen(tokens, chosen, weights)
         if self.shared is not None:
             y = y + self.shared(tokens)
         self.router_stats = self._report(logits, chosen)
@@ -112,9 +110,6 @@ class MoE(StateBlock):
     @property
     def _experts(self) -> ExpertMLPs:
         return ExpertMLPs(self.gate, self.up, self.down, self.act)
-
-    def _computes_every_expert(self, n_tokens: int) -> bool:
-        return self._experts.favours_every(n_tokens, self.config.top_k)
 
     def _report(self, logits: Tensor, chosen: Tensor) -> RouterStats:
         """What the forward pass chose; a loss whose weight is 0 is not computed and reads 0."""

@@ -106,10 +106,9 @@ class SigmoidMoE(StateBlock):
         self.load.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens, c, experts = x.flatten(0, -2), self.config, self._experts
+        tokens, c = x.flatten(0, -2), self.config
         _, chosen, weights = self._route(tokens)
-        compute = experts.every_chosen if experts.favours_every(len(tokens), c.top_k) else experts.chosen
-        y = compute(tokens, chosen, weights)
+        y = self._experts.chosen(tokens, chosen, weights)
         if self.shared is not None:
             y = y + self.shared(tokens)
         load = count_picks(chosen, c.n_experts)
