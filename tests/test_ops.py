@@ -13,8 +13,8 @@ OPS = every_op()
 FORMS = [(op, form) for op in OPS.values() for form in op.forms]
 CASES = [(op, form, case) for op, form in FORMS for case in op.examples()]
 CHOSEN = "its own choice"
-NUMBER = object()
-"""Stands for a tensor of which gradients are taken."""
+GIVEN = object()
+"""Stands for a tensor that a call is given: those of which gradients are taken, or all that replicas do not share."""
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -26,17 +26,18 @@ def named(value):
 class Call:
     """A form of an op as a function of the floating-point tensors among an example's arguments."""
 
-    def __init__(self, op, form, case, *, dtype=torch.float32, device="cpu"):
+    def __init__(self, op, form, case, *, dtype=torch.float32, device="cpu", given=None):
+        given = given or is_number
         self.example = op.examples()[case]
         self.run = op if form == CHOSEN else op.forms[form]
         leaves, self.layout = pytree.tree_flatten(self.example.arguments)
-        self.others = [NUMBER if is_number(leaf) else on(device, leaf) for leaf in leaves]
-        self.leaves = [leaf.to(device, dtype) for leaf in leaves if is_number(leaf)]
+        self.others = [GIVEN if given(leaf) else on(device, leaf) for leaf in leaves]
+        self.leaves = [leaf.to(device, dtype if is_number(leaf) else None) for leaf in leaves if given(leaf)]
 
     def __call__(self, *leaves):
         """All floating-point results, flat; then those that are integers."""
         following = iter(leaves)
-        arguments = [next(following) if other is NUMBER else other for other in self.others]
+        arguments = [next(following) if other is GIVEN else other for other in self.others]
         results = self.run(*self.example.prepare(*pytree.tree_unflatten(arguments, self.layout)))
         results = [result for result in pytree.tree_leaves(results) if isinstance(result, torch.Tensor)]
         return tuple(sorted(results, key=lambda result: not result.is_floating_point()))
@@ -49,6 +50,17 @@ class Call:
 
 def is_number(leaf):
     return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+
+
+def is_stacked(leaf):
+    """Numbers and positions differ between replicas; they share masks, as a batch of one shape does."""
+    return isinstance(leaf, torch.Tensor) and leaf.dtype != torch.bool
+
+
+def replica(leaf, number):
+    if not is_number(leaf):
+        return leaf.roll(number, dims=0)
+    return leaf * (1 + 0.1 * torch.rand(leaf.shape, generator=torch.Generator().manual_seed(number)))
 
 
 def on(device, leaf):
@@ -105,14 +117,14 @@ def test_replicas_stack(op, form, case):
     """One call mapped over a leading axis gives what a call for each replica gives, and so do its gradients."""
     if form in op.not_stacked:
         pytest.skip(op.not_stacked[form])
-    call = Call(op, form, case)
-    make = torch.Generator().manual_seed(1)
-    replicas = [[leaf * (1 + 0.1 * torch.rand(leaf.shape, generator=make)) for leaf in call.leaves] for _ in range(3)]
+    call = Call(op, form, case, given=is_stacked)
+    replicas = [[replica(leaf, number) for leaf in call.leaves] for number in range(3)]
     stacked = [torch.stack(leaves) for leaves in zip(*replicas, strict=True)]
     separate = [torch.stack(results) for results in zip(*(call(*leaves) for leaves in replicas), strict=True)]
     assert_near(torch.vmap(call)(*stacked), separate, 2e-5)
     if is_differentiable(op, case):
-        slope = torch.func.grad(call.loss, argnums=tuple(range(len(stacked))))
+        numbers = tuple(i for i, leaf in enumerate(call.leaves) if is_number(leaf))
+        slope = torch.func.grad(call.loss, argnums=numbers)
         separate = [torch.stack(grads) for grads in zip(*(slope(*leaves) for leaves in replicas), strict=True)]
         assert_near(torch.vmap(slope)(*stacked), separate, 2e-5)
 
@@ -127,6 +139,15 @@ def test_the_host_looks_at_nothing(op, form, case):
     captured = copy.copy(call)
     captured.run = torch.compile(call.run, fullgraph=True, backend="eager")
     assert_near(outcome(captured), outcome(call), 2e-5)
+
+
+@pytest.mark.parametrize(("op", "form", "case"), CASES, ids=named)
+def test_nothing_depends_on_numbers_that_are_not_there(op, form, case):
+    """Tensors without numbers (meta) go through, forward and backward: shapes depend on shapes alone."""
+    if form in op.looks:
+        pytest.skip(op.looks[form])
+    expected = [result.shape for result in outcome(Call(op, form, case))]
+    assert [result.shape for result in outcome(Call(op, form, case, device="meta"))] == expected
 
 
 @needs_gpu
@@ -146,6 +167,7 @@ def test_a_gpu_captures_it(op, form, case):
         return (*results, *torch.autograd.grad(call.loss(*leaves), leaves))
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # allocations and handles of the first calls are no part of a graph
         for _ in range(3):
             step()
@@ -187,7 +209,7 @@ def test_a_form_that_an_op_lacks_is_refused():
         Op("nothing", {"fast": len}, lambda x: "fast", lambda: {"empty": Example(())})
 
 
-def test_every_file_is_an_op_or_is_shared_by_several():
-    assert len(OPS) >= 13
+def test_every_op_is_found_and_has_examples():
+    assert len(OPS) >= 14
     assert all(op.examples() for op in OPS.values())
     assert all(set(op.not_stacked) | set(op.looks) <= set(op.forms) for op in OPS.values())

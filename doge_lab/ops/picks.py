@@ -59,7 +59,7 @@ class Picks:
 def count_picks(indices: Tensor, n_experts: int) -> Tensor:
     """How often each expert is among `indices` (of any shape), [E]."""
     flat = indices.flatten()
-    return torch.zeros(n_experts, dtype=flat.dtype, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
+    return flat.new_zeros(n_experts).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 def dot_reference(x: Tensor, table: Tensor, picks: Picks, /) -> Tensor:
@@ -118,7 +118,8 @@ def _choose(dense: Tensor, table: Tensor, picks: Picks, /) -> str:
 def _same_dtype(*tensors: Tensor) -> list[Tensor]:
     """In autocast's type where it is on, else in the first one's: bags do not promote."""
     device = tensors[0].device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else tensors[0].dtype
     return [tensor.to(dtype) for tensor in tensors]
 
 

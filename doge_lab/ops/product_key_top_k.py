@@ -18,8 +18,10 @@ https://doi.org/10.1016/0022-0000(82)90048-4
 import torch
 from torch import Tensor
 
-from doge_lab.ops.dispatch import REFERENCE, Example, Op
+from doge_lab.ops.dispatch import REFERENCE, Example, Op, in_transform
 from doge_lab.ops.top_k_indices import top_k_indices
+
+_KEPT: dict[tuple[int, int, torch.device], Tensor] = {}
 
 
 def reference(halves: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -53,7 +55,19 @@ def _check(n: int, k: int) -> None:
 
 
 def _staircase(n: int, k: int, device: torch.device) -> Tensor:
-    """The pairs of ranks [2, pairs] that can be among the best k."""
+    """The pairs of ranks [2, pairs] that can be among the best k.
+
+    A GPU keeps them: what is copied there from the host can be no part of a captured graph.
+    """
+    if device.type == "cuda" and not torch.compiler.is_compiling() and (n, k, device) in _KEPT:
+        return _KEPT[n, k, device]
+    ranks = _list_staircase(n, k, device)
+    if ranks.is_cuda and type(ranks) is Tensor and not torch.compiler.is_compiling() and not in_transform(ranks):
+        _KEPT[n, k, device] = ranks
+    return ranks
+
+
+def _list_staircase(n: int, k: int, device: torch.device) -> Tensor:
     pairs = [(i, j) for i in range(min(k, n)) for j in range(min(k // (i + 1), n))]
     return torch.tensor([i for i, _ in pairs] + [j for _, j in pairs], device=device).view(2, -1)
 
