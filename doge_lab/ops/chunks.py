@@ -21,9 +21,14 @@ def chunk_layout(tokens: int, longest: int, multiple: int = 1) -> tuple[int, int
 
 def in_chunks(x: Tensor, n_chunks: int, chunk: int) -> Tensor:
     """[B, T, H, ...] -> [B, H, N, C, ...], filled up with zeros."""
+    return cut(x, n_chunks, chunk).movedim(3, 1)
+
+
+def cut(x: Tensor, n_chunks: int, chunk: int) -> Tensor:
+    """[B, T, ...] -> [B, N, C, ...], filled up with zeros."""
     if padding := n_chunks * chunk - x.shape[1]:
         x = F.pad(x, [0, 0] * (x.ndim - 2) + [0, padding])
-    return x.unflatten(1, (n_chunks, chunk)).movedim(3, 1)
+    return x.unflatten(1, (n_chunks, chunk))
 
 
 def in_tokens(x: Tensor, tokens: int) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doge_lab.ops.chunks import through_chunks
+from doge_lab.ops.chunks import cut, through_chunks
 from doge_lab.ops.dispatch import Example, recurrence
 from doge_lab.ops.stacking import fold, unfold
 
@@ -71,9 +71,7 @@ def _states(decay: Tensor, x: Tensor, state: Tensor) -> Tensor:
     tokens = x.shape[1]
     n_chunks = 1 if x.device.type == "cpu" and state.numel() > _FEW_NUMBERS else math.isqrt(2 * tokens)
     chunk = -(-tokens // n_chunks)
-    if padding := n_chunks * chunk - tokens:
-        decay, x = (torch.cat([each, torch.zeros_like(each[:, :padding])], dim=1) for each in (decay, x))
-    decay, x = (each.unflatten(1, (n_chunks, chunk)) for each in (decay, x))  # [B, N, C, ...]
+    decay, x = (cut(each, n_chunks, chunk) for each in (decay, x))  # [B, N, C, ...]
     state = state[:, None] if n_chunks == 1 else _first_states(decay, x, state)
     states = x.clone()
     for t in range(chunk):
