@@ -34,7 +34,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """The same in parallel within chunks."""
-    tokens, reads_before = q.shape[1], state is not None
+    tokens = q.shape[1]
     longest, block = chunk_sizes(log_decay)
     n_chunks, chunk = chunk_layout(tokens, longest, SAFE_BLOCK)
     q, k, v, log_decay = (in_chunks(heads, n_chunks, chunk).contiguous() for heads in (q, k, v, log_decay))
@@ -42,10 +42,10 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | 
     o = _within_chunks(q, k, total, min(block, chunk)) @ v
     last = total[..., -1:, :]
     written = (k * (last - total).exp()).mT @ v
+    if n_chunks == 1 and state is None:
+        return in_tokens(o, tokens), written[:, :, 0]
     states, state = decayed_through_chunks(written, last.exp().mT, state)
-    if n_chunks > 1 or reads_before:
-        o = o + (q * total.exp()) @ states
-    return in_tokens(o, tokens), state
+    return in_tokens(o + (q * total.exp()) @ states, tokens), state
 
 
 def chunk_sizes(log_decay: Tensor) -> tuple[int, int]:

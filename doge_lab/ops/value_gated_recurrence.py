@@ -33,7 +33,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """The same in parallel within chunks."""
-    tokens, reads_before = q.shape[1], state is not None
+    tokens = q.shape[1]
     longest, block = chunk_sizes(log_decay)
     n_chunks, chunk = chunk_layout(tokens, longest, SAFE_BLOCK)
     q, k, v, log_decay = (in_chunks(heads, n_chunks, chunk).contiguous() for heads in (q, k, v, log_decay))
@@ -41,10 +41,10 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | 
     o = _within_chunks(q, k, v, total, min(block, chunk))
     last = total[..., -1:, :]
     written = k.mT @ (v * (last - total).exp())
+    if n_chunks == 1 and state is None:
+        return in_tokens(o, tokens), written[:, :, 0]
     states, state = decayed_through_chunks(written, last.exp(), state)
-    if n_chunks > 1 or reads_before:
-        o = o + (q @ states) * total.exp()
-    return in_tokens(o, tokens), state
+    return in_tokens(o + (q @ states) * total.exp(), tokens), state
 
 
 def _within_chunks(q: Tensor, k: Tensor, v: Tensor, total: Tensor, block: int) -> Tensor:

@@ -30,7 +30,7 @@ def check_same_function(
     also calls with a cache (one, token by token, chunks) and left padding; `tolerance` is relative to the largest
     output. What `options` gives in one call without a cache is the definition.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         case = Case(block, dict(options), d_model)
         first, second = case.trained(), Case(block, dict(other), d_model).build(seed=1)
         second.load_state_dict(first.state_dict())
@@ -51,7 +51,7 @@ def check_same_forms(
     Compared as by `check_same_function`, and for each length the gradients of the input and of every parameter;
     there, `tolerance` is relative to the largest of all.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         case = Case(block, options, d_model)
         trained = case.trained()
         forms: tuple[Form, Form] = (trained, lambda: using(REFERENCE)), (trained, nullcontext)
