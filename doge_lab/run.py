@@ -10,7 +10,7 @@ import math
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from doge_lab.tasks import Metrics, ScoredOn, Task, TaskData
 from doge_lab.train import Diverged, StepReport, predictor, save_tensors, train
 
 PACKAGES = ("torch", "numpy", "einx", "transformers", "optuna", "pydantic", "sentencepiece")
+"""Their versions go into the record, where they are installed."""
 
 OnReport = Callable[[StepReport], None]
 Accept = Callable[[CausalLM, TaskData], None]
@@ -177,11 +178,17 @@ def _provenance(computed_by: Source, device: str) -> dict[str, Any]:
         "source": computed_by.name,
         "modules": computed_by.modules,
         "code": code_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": dict(_installed(PACKAGES)),
         "python": platform.python_version(),
         "machine": {"device": device, "processor": _processor(device)},
         "threads": torch.get_num_threads(),
     }
+
+
+def _installed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            yield name, metadata.version(name)
 
 
 def _processor(device: str) -> str:
