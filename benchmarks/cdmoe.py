@@ -5,7 +5,7 @@
     python benchmarks/cdmoe.py --json out.json
 
     fast          blocks/state/cdmoe.py as it trains: staircase search, embedding bags
-    reference     the same block with `impl: reference`: every pair scored, rows gathered, in einx
+    reference     the same block with its ops in their reference form: every pair scored, rows gathered, in einx
     einsum        as published: the best k of k² pairs, rows gathered by `nn.functional.embedding`, einsum
     transformers  DogeCDMoE as shipped: every half sorted, every pair scored, rows gathered, matmul (one head only)
 
@@ -39,6 +39,7 @@ from blocks.state.cdmoe import CDMoE
 from blocks.state.glu import GLU
 from blocks.state.mlp import MLP
 from blocks.state.moe import MoE
+from doge_lab.ops.dispatch import REFERENCE, using
 
 Run = Callable[[], None]
 
@@ -63,9 +64,10 @@ class Einsum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         block, c = self.block, self.block.config
-        n_keys = block.keys.shape[1]
-        query = block.query(x).unflatten(-1, (2, c.n_experts_heads, -1))
-        halves = torch.einsum("btphc,hnpc->pbthn", query, block.keys)
+        keys = block.router.keys
+        n_keys = keys.shape[2]
+        query = block.router.query(x).unflatten(-1, (c.n_experts_heads, 2, -1))
+        halves = torch.einsum("bthpc,phnc->pbthn", query, keys)
         (rows, columns), (i, j) = halves.topk(c.n_experts_per_head, dim=-1)
         sums = (rows[..., :, None] + columns[..., None, :]).flatten(-2)
         pairs = (i[..., :, None] * n_keys + j[..., None, :]).flatten(-2)
@@ -74,6 +76,18 @@ class Einsum(nn.Module):
         dots = torch.einsum("btd,bthkd->bthk", x, F.embedding(experts, block.down))
         hidden = block.act(dots) * scores.softmax(-1)
         return block.shared(x) + torch.einsum("bthk,bthkd->btd", hidden, F.embedding(experts, block.up))
+
+
+class Reference(nn.Module):
+    """The block with every op as it is defined."""
+
+    def __init__(self, block: CDMoE) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        with using(REFERENCE):
+            return self.block(x)
 
 
 class Transformers(nn.Module):
@@ -103,9 +117,8 @@ def contenders(tokens: int, d_model: int, n_experts: int, heads: int, per_head: 
     torch.manual_seed(0)
     options = {"n_experts": n_experts, "n_experts_heads": heads, "n_experts_per_head": per_head}
     options |= {"d_cross_domain": 1, "cross_domain": "glu"}
-    fast, reference = CDMoE(d_model, **options), CDMoE(d_model, impl="reference", **options)
-    reference.load_state_dict(fast.state_dict())
-    modules: dict[str, nn.Module] = {"fast": fast, "reference": reference, "einsum": Einsum(fast)}
+    fast = CDMoE(d_model, **options)
+    modules: dict[str, nn.Module] = {"fast": fast, "reference": Reference(fast), "einsum": Einsum(fast)}
     x = torch.randn(8, tokens // 8, d_model)
     outputs = [module(x) for module in modules.values()]
     assert all(torch.allclose(y, outputs[0], atol=1e-4) for y in outputs), "the contenders disagree"

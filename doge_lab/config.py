@@ -1,7 +1,5 @@
 """RunConfig: a model, tasks, training and a seed, as one YAML file declares them."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +7,6 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from doge_lab import registry
 from doge_lab.cost import Cost, cost_of
 from doge_lab.errors import UserError, in_file, shortened
 from doge_lab.match import MatchConfig, solve
@@ -134,23 +131,3 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         if "arms" in content:
             raise UserError("this file is an experiment (it has `arms:`); run it with `doge-lab compare`")
         return parse(content)
-
-
-def foreign_blocks(run: RunConfig) -> dict[str, str]:
-    """The version of each block that is not the lab's own, by the name that the run gives it."""
-    refs = [ref for layer in run.model.layers for ref in (layer.sequence, layer.state)]
-    found = {ref.type: registry.version(registry.get(ref.kind, ref.type)) for ref in refs}
-    return {name: version for name, version in found.items() if version}
-
-
-def fingerprint(run: RunConfig) -> str:
-    """Twelve hex digits that name a resolved run, whatever its seed and name: the same candidate, the same digits.
-
-    A third party's block that was edited is another one: what was trained before is no result of it.
-    """
-    content = run.dump()
-    del content["seed"], content["name"]
-    if versions := foreign_blocks(run):
-        content["versions"] = versions
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -18,6 +18,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
+from types import ModuleType
 
 LAB = frozenset({"doge_lab", "blocks"})
 """Packages of the lab: their modules count, where they are reached, wherever they are installed."""
@@ -57,6 +58,24 @@ def digest(modules: Mapping[str, Path]) -> str:
     for name, file in sorted(modules.items()):
         whole.update(f"{name} {_of_file(*_state(file))}\n".encode())
     return whole.hexdigest()[:32]
+
+
+def as_loaded(modules: Iterable[str]) -> dict[str, str]:
+    """12 hex digits for each module that `modules` reach, as this process first saw it: later edits do not reach it."""
+    found: dict[str, Path] = {}
+    for module in modules:
+        found |= reached(module)
+    return {name: _first_seen(name, file) for name, file in sorted(found.items())}
+
+
+_seen: dict[str, tuple[ModuleType | None, str]] = {}
+
+
+def _first_seen(name: str, file: Path) -> str:
+    module = sys.modules.get(name)
+    if name not in _seen or _seen[name][0] is not module:  # one that is imported anew is read anew
+        _seen[name] = module, _of_file(*_state(file))[:12]
+    return _seen[name][1]
 
 
 def _members(package: str) -> Iterator[str]:

@@ -1,13 +1,14 @@
 """What a search measures: a candidate's cost, and its score on every task, as named values."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from doge_lab.config import RunConfig, fingerprint
+from doge_lab.config import RunConfig
 from doge_lab.errors import UserError, did_you_mean, shortened
+from doge_lab.identity import identity, source
 from doge_lab.model import CausalLM
 from doge_lab.run import BreaksContract, OnReport, execute
 from doge_lab.tasks import ScoredOn, Task, TaskData
@@ -21,12 +22,18 @@ METRIC_NAMES = ("bits", "accuracy", "bits_per_param", "bits_per_active_param")
 
 @dataclass(frozen=True)
 class Measured:
-    """metrics: task label -> metrics. cost: `Cost.dump()`. Of training and scoring: wall seconds, and CPU seconds."""
+    """metrics: task label -> metrics. cost: `Cost.dump()`. Of training and scoring: wall seconds, and CPU seconds.
+
+    sources: task label -> name of the source that computed it (`identity.Source`). replaced: why earlier results, which
+    other code computed, were trained again just now.
+    """
 
     metrics: dict[str, dict[str, Any]]
     cost: dict[str, Any]
     seconds: float
     cpu_seconds: float = 0.0
+    sources: Mapping[str, str] = field(default_factory=dict)
+    replaced: tuple[str, ...] = ()
 
     def value(self, name: str) -> float:
         """`cache_bytes`, or `capacity.bits`."""
@@ -55,6 +62,7 @@ def evaluate(
     Raises `Diverged`, and `BreaksContract` for a trained model that does not keep what its blocks promise.
     """
     metrics, seconds, cpu_seconds = {}, 0.0, 0.0
+    replaced: list[str] = []
     for task in run.tasks:
         report = (on_report or {}).get(task.label, lambda point: None)
         end = execute(
@@ -69,7 +77,9 @@ def evaluate(
         metrics[task.label] = end["metrics"]
         seconds += end["wall_seconds"]
         cpu_seconds += end["cpu_seconds"]
-    return Measured(metrics, run.cost().dump(), seconds, cpu_seconds)
+        replaced += [end["replaces"]] if "replaces" in end else []
+    sources = {task.label: source(run, task).name for task in run.tasks}
+    return Measured(metrics, run.cost().dump(), seconds, cpu_seconds, sources, tuple(dict.fromkeys(replaced)))
 
 
 def _accept(run: RunConfig, task: Task, model: CausalLM, data: TaskData) -> None:
@@ -95,4 +105,5 @@ def require_sound(results: Iterable[CheckResult]) -> None:
 
 def run_folder(folder: Path, run: RunConfig, task: Task, scored_on: ScoredOn) -> Path:
     """Where a run of a search is kept: named by what decides its result."""
-    return folder / f"{fingerprint(run)}-{task.label}-{scored_on}-seed{run.seed}"
+    steps = run.train_config(task).steps
+    return folder / f"{identity(run, task)}-{task.type}-{scored_on}-seed{run.seed}-steps{steps}"

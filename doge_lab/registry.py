@@ -20,7 +20,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from doge_lab import digest
 from doge_lab.errors import UserError, did_you_mean, shortened
 
 if TYPE_CHECKING:
@@ -91,19 +90,8 @@ def find(name: str) -> list[tuple["Kind", type["Block"]]]:
     return found
 
 
-@functools.cache
-def version(block: type["Block"]) -> str | None:
-    """Names the source of a third party's block, as it was when first asked; None for ours, which the lab's own is.
-
-    Everything that it reaches by imports counts, apart from libraries and the lab.
-    """
-    if _is_ours(block):
-        return None
-    modules = digest.reached(block.__module__).items()
-    return digest.digest({name: file for name, file in modules if name.partition(".")[0] not in digest.LAB})[:12]
-
-
-def _is_ours(block: type["Block"]) -> bool:
+def is_ours(block: type["Block"]) -> bool:
+    """Whether it is one of the lab's own blocks."""
     return block.__module__.partition(".")[0] == "blocks"
 
 

@@ -22,7 +22,7 @@ from doge_lab.train import Diverged
 
 Events = Sequence[Mapping[str, Any]]
 TOLERANCE = 0.05
-SETUP = ("code", "packages", "python", "machine", "threads")
+SETUP = ("source", "packages", "python", "machine", "threads")
 """What must be equal for the bits to be."""
 MOST_THREADS = 1024
 CURVE = ("step", "loss", "aux_loss", "lr")
@@ -104,8 +104,6 @@ def repeat(recorded: Recorded, out: Path, *, device: str, on_report: OnReport = 
 def compare(before: Events, after: Events) -> Verdict:
     """What should be the same in two records of one run, and is not."""
     setup = [name for name in SETUP if before[0].get(name) != after[0].get(name)]
-    if any(events[0]["code"].get("dirty") for events in (before, after)):
-        setup.append("uncommitted changes")
     differences = [] if before[0]["data_hash"] == after[0]["data_hash"] else ["data_hash"]
     ends = before[-1], after[-1]
     if ends[0]["event"] != ends[1]["event"]:

@@ -17,16 +17,17 @@ from typing import Any
 
 import torch
 
-from doge_lab.config import RunConfig, fingerprint, foreign_blocks
+from doge_lab.config import RunConfig
 from doge_lab.determinism import deterministic
 from doge_lab.errors import UserError
+from doge_lab.identity import Source, identity, source
 from doge_lab.model import CausalLM
 from doge_lab.optim import TrainConfig
-from doge_lab.record import Writer, read_record
+from doge_lab.record import Writer
+from doge_lab.stored import CHECKPOINT, WEIGHTS, Events, set_aside, stored
 from doge_lab.tasks import Metrics, ScoredOn, Task, TaskData
 from doge_lab.train import Diverged, StepReport, predictor, save_tensors, train
 
-WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
 PACKAGES = ("torch", "numpy", "einx", "transformers", "optuna", "pydantic", "sentencepiece")
 """Their versions go into the record, where they are installed."""
 
@@ -65,31 +66,32 @@ def execute(
     """Train and score the resolved `run` on one of its tasks; returns the record's last event.
 
     A folder that holds this very run finished is read, not run again; unfinished, it is continued from its
-    checkpoint. Raises `UserError` when it holds another run, `Diverged` when the loss stops being a number,
+    checkpoint. What other code computed is set aside and trained again: the event then says why (`replaces`).
+    Raises `UserError` when the folder holds another run, `Diverged` when the loss stops being a number,
     `BreaksContract` when `accept` does.
     """
-    identity = {"fingerprint": fingerprint(run), "seed": run.seed, "task": task.label, "scored_on": scored_on}
-    before = read_record(folder)
-    if before and {key: before[0].get(key) for key in identity} != identity:
-        raise UserError(f"{folder} holds another run (or other options); choose another --out")
-    if finished := _finished(folder, before):
+    computed_by = source(run, task)
+    before, replaces = stored(folder, asked(run, task, scored_on), computed_by)
+    if replaces:
+        set_aside(folder)
+    elif finished := _finished(folder, before):
         return finished
     folder.mkdir(parents=True, exist_ok=True)
     data = task.data(seed=run.seed, scored_on=scored_on)
     cost = run.cost()
     write = Writer(folder)
-    provenance = _provenance(run, device)
-    write("start", **identity, data_hash=data.data_hash(), **provenance, config=run.dump(), cost=cost.dump())
+    facts = {**asked(run, task, scored_on), "task": task.label, "data_hash": data.data_hash(), "cost": cost.dump()}
+    write("start", **facts, **_provenance(computed_by, device), config=run.dump())
     model = CausalLM.build(run.model, seed=run.seed, device=torch_device(device))
     try:
-        metrics, facts = _trained_and_scored(model, data, run.train_config(task), folder, write, on_report)
+        metrics, took = _trained_and_scored(model, data, run.train_config(task), folder, write, on_report)
         accept(model, data)
     except (Diverged, BreaksContract) as error:
         write("failed", reason=str(error), contract=isinstance(error, BreaksContract))
         raise
     metrics |= per_parameter(metrics, cost.params, cost.active_params)
     save_tensors(model.state_dict(), folder / WEIGHTS)
-    end = write("end", metrics=metrics, **facts)
+    end = write("end", metrics=metrics, **took, **({"replaces": replaces} if replaces else {}))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return end
 
@@ -122,12 +124,20 @@ def _trained_and_scored(
     return metrics, {**facts, **because}
 
 
-def _finished(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any] | None:
+def asked(run: RunConfig, task: Task, scored_on: ScoredOn) -> dict[str, Any]:
+    """What tells one run from another, whatever the source that computes it."""
+    steps = run.train_config(task).steps
+    return {"identity": identity(run, task), "steps": steps, "seed": run.seed, "scored_on": scored_on}
+
+
+def _finished(folder: Path, events: Events) -> dict[str, Any] | None:
     """The last event of a run that came to its end, good or (raised) bad."""
     last = events[-1] if events else {"event": "none"}
     if last["event"] == "failed":
         raise (BreaksContract if last.get("contract") else Diverged)(last["reason"])
-    return last if last["event"] == "end" and (folder / WEIGHTS).exists() else None
+    if last["event"] != "end" or not (folder / WEIGHTS).exists():
+        return None
+    return {name: fact for name, fact in last.items() if name != "replaces"}  # that was news when it was trained
 
 
 def torch_device(name: str) -> torch.device:
@@ -163,9 +173,11 @@ def _git(root: Path, *words: str) -> str:
     return asked.stdout.strip()
 
 
-def _provenance(run: RunConfig, device: str) -> dict[str, Any]:
+def _provenance(computed_by: Source, device: str) -> dict[str, Any]:
     return {
-        "code": {**code_version(), **foreign_blocks(run)},
+        "source": computed_by.name,
+        "modules": computed_by.modules,
+        "code": code_version(),
         "packages": dict(_installed(PACKAGES)),
         "python": platform.python_version(),
         "machine": {"device": device, "processor": _processor(device)},

@@ -60,7 +60,7 @@ def in_process(monkeypatch, _cache_of_few_checks):
     monkeypatch.setenv("DOGE_LAB_CACHE", _cache_of_few_checks)
     monkeypatch.setattr("doge_lab.testing.run_checks", few_checks)
     monkeypatch.setattr("doge_lab.search.coordinator.Pool", InProcess)
-    monkeypatch.setattr("doge_lab.search.auditor.require_blocks", lambda run, **_: None)
+    monkeypatch.setattr("doge_lab.engine.auditor.require_blocks", lambda run, **_: None)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from doge_lab.search.fork_server import die_with, serve
+from doge_lab.engine.fork_server import die_with, serve
 
 HELPERS = """
 import ctypes, json, os, pathlib, signal, sys, time

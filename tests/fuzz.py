@@ -27,7 +27,7 @@ from doge_lab.cli import main
 from doge_lab.config import load
 from doge_lab.model import CausalLM
 from doge_lab.optim import build_optimizer
-from doge_lab.run import CHECKPOINT, WEIGHTS
+from doge_lab.stored import CHECKPOINT, WEIGHTS
 from doge_lab.train import Progress, save_checkpoint
 
 CPU_SECONDS, WALL_SECONDS, GIGABYTES = 10, 90, 2

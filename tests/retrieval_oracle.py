@@ -4,7 +4,7 @@ import pytest
 import torch
 from largest_tensor import LargestTensor
 
-from doge_lab.layers import experts
+from doge_lab.ops import picks
 
 D_MODEL = 12
 TOKENS, WIDTH = 200, 64
@@ -75,7 +75,7 @@ def assert_rows_are_never_held(build, n_picks):
     gathered = TOKENS * n_picks * WIDTH
     assert _largest(build) < gathered / 8
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experts, "_FEW_FLOATS", gathered)
+        patch.setattr(picks, "_FEW_FLOATS", gathered)
         assert _largest(build) >= gathered, "this was meant to gather"
 
 

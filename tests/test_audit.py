@@ -8,13 +8,15 @@ from broken import whole
 from tiny_search import InProcess, search, tiny
 
 from doge_lab import config, registry
+from doge_lab.engine import auditor
 from doge_lab.objective import evaluate
+from doge_lab.record import read_record
 from doge_lab.report import write_report
 from doge_lab.report.page import page
 from doge_lab.report.pairs import warnings
-from doge_lab.run import WEIGHTS, BreaksContract, read_record
-from doge_lab.search import auditor
+from doge_lab.run import BreaksContract
 from doge_lab.search.study import read_results
+from doge_lab.stored import WEIGHTS
 from doge_lab.train import save_tensors
 
 
@@ -22,7 +24,7 @@ from doge_lab.train import save_tensors
 def _whole_models_alone(monkeypatch, in_process):
     """What the checks of single blocks find is another test's."""
     monkeypatch.setattr(registry, "_allowed_packages", {"broken"})
-    monkeypatch.setattr("doge_lab.search.worker.examine", lambda suspect, **_: [])
+    monkeypatch.setattr("doge_lab.engine.jobs.examine", lambda case, **_: [])
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def audits(monkeypatch):
     """The runs that are looked at again."""
     seen, audit = [], auditor.audit
     monkeypatch.setattr(
-        "doge_lab.search.worker.audit", lambda run, *args, **how: seen.append(run) or audit(run, *args, **how)
+        "doge_lab.engine.jobs.audit", lambda run, *args, **how: seen.append(run) or audit(run, *args, **how)
     )
     return seen
 
@@ -164,12 +166,12 @@ def _saved(folder: Path):
 
 def test_blocks_pass_every_check_before_their_model_stands(tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(auditor, "remembered", lambda suspect: None)
+    monkeypatch.setattr(auditor, "remembered", lambda case: None)
     asked = []
 
-    def examine(suspect, **_):
-        asked.append((suspect.type, suspect.full, suspect.d_model))
-        fails = suspect.type == "mlp"
+    def examine(case, **_):
+        asked.append((case.type, case.full, case.d_model))
+        fails = case.type == "mlp"
         return [{"name": "compiles", "status": "failed", "message": "no graph"}] if fails else []
 
     monkeypatch.setattr(auditor, "examine", examine)

@@ -1,12 +1,15 @@
 """CDMoE: both forms of both implementations, its costs, and what it refuses."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks.state.cdmoe import CDMoE
 from doge_lab.errors import UserError
-from doge_lab.layers import experts
+from doge_lab.ops import picks
+from doge_lab.ops.dispatch import REFERENCE, using
 from doge_lab.testing import check_block
 
 D_MODEL = 16
@@ -48,11 +51,12 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_fast_is_the_reference(monkeypatch, options):
-    monkeypatch.setattr(experts, "_FEW_FLOATS", 0)
+    monkeypatch.setattr(picks, "_FEW_FLOATS", 0)
     results = []
-    for impl in ("reference", "fast"):
-        moe, x = block(impl=impl, **options).double(), tokens().requires_grad_()
-        y = moe(x)
+    for form in (using(REFERENCE), nullcontext()):
+        moe, x = block(**options).double(), tokens().requires_grad_()
+        with form:
+            y = moe(x)
         stats = moe.router_stats
         target = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         grads = torch.autograd.grad(((y - target) ** 2).sum() + stats.loss, [x, *moe.parameters()])
@@ -67,10 +71,10 @@ def test_usage_counts_the_picks_and_the_balance_loss_follows_its_formula():
     moe(x)
     stats, z = moe.router_stats, x.flatten(0, 1)
     picks, probability = torch.zeros(25), torch.zeros(25, dtype=z.dtype)
-    query = moe.query(z).view(-1, 2, 2, D_MODEL // 4)  # [N, half, head, channel]
+    query = moe.router.query(z).view(-1, 2, 2, D_MODEL // 4)  # [N, head, half, channel]
     for token in range(len(z)):
         for head in range(2):
-            rows, columns = (moe.keys[head, :, half] @ query[token, half, head] for half in (0, 1))
+            rows, columns = (moe.router.keys[half, head] @ query[token, head, half] for half in (0, 1))
             scores = torch.stack([rows[e // 5] + columns[e % 5] for e in range(25)])
             picks[scores.topk(3).indices] += 1
             probability += scores.softmax(0).detach() / (2 * len(z))
@@ -91,8 +95,8 @@ def test_without_weight_or_gradients_no_loss_is_computed():
 
 def test_published_keys_start_at_zero_and_choose_alike():
     published, working = block(fidelity="published"), block()
-    assert not published.keys.any()
-    assert working.keys.any()
+    assert not published.router.keys.any()
+    assert working.router.keys.any()
     for moe in (published, working):
         moe.double()(tokens())
     assert (published.router_stats.usage > 0).sum() == 2
@@ -105,22 +109,22 @@ def test_the_published_query_projection_gets_no_gradient_on_the_first_step():
     for fidelity, learns in (("published", False), ("working", True)):
         moe = block(fidelity=fidelity).double()
         moe(tokens()).square().sum().backward()
-        assert moe.query.weight.grad.any() == learns
-        assert moe.keys.grad.any()
+        assert moe.router.query.weight.grad.any() == learns
+        assert moe.router.keys.grad.any()
 
 
-@pytest.mark.parametrize("impl", ["reference", "fast"])
+@pytest.mark.parametrize("form", [lambda: using(REFERENCE), nullcontext], ids=["reference", "fast"])
 @pytest.mark.parametrize("options", OPTIONS[:4])
-def test_declared_flops_are_those_of_a_decoding_step(impl, options):
-    moe = block(impl=impl, **options)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+def test_declared_flops_are_those_of_a_decoding_step(form, options):
+    moe = block(**options)
+    with torch.no_grad(), form(), FlopCounterMode(display=False) as counter:
         moe(tokens(1, 1, torch.float32))
     assert moe.flops_per_token(1) == counter.get_total_flops()
 
 
 def test_declared_flops_are_still_counted_where_one_token_picks_many_rows():
     moe = CDMoE(256, n_experts=256, n_experts_heads=4, n_experts_per_head=16)
-    assert experts._FEW_FLOATS < 4 * 16 * 256
+    assert picks._FEW_FLOATS < 4 * 16 * 256
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         moe(torch.randn(1, 1, 256))
     assert moe.flops_per_token(1) == counter.get_total_flops()
@@ -139,9 +143,9 @@ def test_the_cross_domain_may_be_one_unit_wide():
 
 def test_widths_that_are_left_out():
     assert CDMoE(64).shared.up.out_features == 256
-    assert CDMoE(64).keys.shape == (1, 8, 2, 16)
-    assert CDMoE(6).keys.shape == (1, 8, 2, 1)
-    assert CDMoE(64, form="serial").keys.shape == (1, 8, 2, 32)
+    assert CDMoE(64).router.keys.shape == (2, 1, 8, 16)
+    assert CDMoE(6).router.keys.shape == (2, 1, 8, 1)
+    assert CDMoE(64, form="serial").router.keys.shape == (2, 1, 8, 32)
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,8 @@ def test_an_edited_block_is_trained_again_and_its_rivals_are_not(tiny_frame, min
     after, more = trained()
     assert after[0] != first[0]
     assert after[1] == first[1]
-    assert len(more - runs) == 2  # seeds of the challenger
+    assert more == runs
+    assert sum((run / "previous").exists() for run in runs) == 2  # seeds of the challenger
 
 
 def test_records_of_other_data_are_not_compared_with(monkeypatch):

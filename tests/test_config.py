@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from doge_lab import config
-from doge_lab.config import fingerprint, load
+from doge_lab.config import load
 from doge_lab.errors import UserError
+from doge_lab.identity import fingerprint
 
 RUN = {
     "model": {"d_model": 16, "layers": [{"sequence": {"type": "attention", "n_heads": 2}, "state": "mlp"}]},

@@ -18,7 +18,7 @@ CONFIGURATIONS = {
     ("sequence", "gated_linear_attention"): [
         {"n_heads": 1, "expand_k": 1.0, "expand_v": 2.0, "gate_low_rank": 3},
         {"n_heads": 8, "gate_normaliser": 2.0, "d_model": 48},
-        {"impl": "reference", "n_heads": 2},
+        {"n_heads": 2},
     ],
     ("sequence", "inner_func_attn"): [
         {"cache": "hidden", "n_inner_values": 300, "n_inner_value_heads": 2, "n_inner_value_per_head": 3},
@@ -30,43 +30,43 @@ CONFIGURATIONS = {
     ("sequence", "mamba"): [
         {"d_state": 1, "dt_rank": 5, "kernel_size": 2},
         {"expand": 1.5, "kernel_size": 7, "d_model": 20},
-        {"impl": "reference", "d_state": 40, "expand": 0.5},
+        {"d_state": 40, "expand": 0.5},
     ],
     ("sequence", "mamba2"): [
         {"n_heads": 8, "n_groups": 4, "d_state": 3, "expand": 1.0},
         {"n_heads": 1, "d_state": 40, "kernel_size": 2, "d_model": 20},
-        {"impl": "reference", "n_groups": 2, "expand": 0.5},
+        {"n_groups": 2, "expand": 0.5},
     ],
     ("sequence", "rg_lru"): [
         {"n_heads": 8, "expand": 1.5, "kernel_size": 2, "first_token": "whole"},
         {"n_heads": 1, "expand": 0.5, "d_model": 12},
-        {"impl": "reference", "n_heads": 2, "first_token": "whole"},
+        {"n_heads": 2, "first_token": "whole"},
     ],
     ("sequence", "mlstm"): [
         {"n_heads": 1, "expand_k": 1.0, "expand_v": 2.0, "gate_cap": 4.0},
         {"n_heads": 8, "input_gate_bias": -10.0, "d_model": 48},
-        {"impl": "reference", "n_heads": 2},
+        {"n_heads": 2},
         {"fidelity": "published", "n_heads": 2, "input_gate_bias": -10.0},
     ],
     ("sequence", "gated_recurrent"): [
         {"cell": "lstm", "expand": 0.5},
         {"cell": "lstm", "candidate": "linear", "expand": 3.0, "d_model": 20},
-        {"candidate": "linear", "expand": 0.1, "impl": "reference"},
+        {"candidate": "linear", "expand": 0.1},
     ],
     ("sequence", "titans_memory"): [
         {"n_heads": 1, "expand_k": 0.5},
         {"n_heads": 2, "expand_v": 2.0, "kernel_size": 2, "d_model": 20},
-        {"impl": "reference", "n_heads": 8, "kernel_size": 9},
+        {"n_heads": 8, "kernel_size": 9},
     ],
     ("sequence", "ttt_linear"): [
         {"n_heads": 1, "mini_batch": 2, "gate": True},
         {"n_heads": 2, "mini_batch": 5, "base_lr": 4.0, "positions": "none", "d_model": 18},
-        {"impl": "reference", "n_heads": 8, "mini_batch": 33},
+        {"n_heads": 8, "mini_batch": 33},
     ],
     ("sequence", "based"): [
         {"n_heads": 1, "feature_dim": 16},
         {"n_heads": 8, "feature_dim": 1},
-        {"impl": "reference", "n_heads": 2, "feature_dim": 5, "d_model": 12},
+        {"n_heads": 2, "feature_dim": 5, "d_model": 12},
     ],
     ("sequence", "block_sparse_attention"): [
         {"n_heads": 8, "n_kv_heads": 1, "block_size": 2, "n_selected": 1, "window": 1},
@@ -75,7 +75,7 @@ CONFIGURATIONS = {
     ],
     ("sequence", "delta_net"): [
         {"n_heads": 1, "head_dim": 5, "value_dim": 9, "kernel_size": None, "allow_negative": True},
-        {"impl": "reference", "n_heads": 2, "kernel_size": 2, "d_model": 12},
+        {"n_heads": 2, "kernel_size": 2, "d_model": 12},
     ],
     ("sequence", "differential_attention"): [
         {"n_heads": 4, "n_kv_heads": 1, "lambda_init": 0.9},
@@ -92,26 +92,26 @@ CONFIGURATIONS = {
     ],
     ("sequence", "gated_delta_net"): [
         {"n_heads": 2, "n_value_heads": 6, "head_dim": 5, "value_dim": 3, "kernel_size": 2},
-        {"impl": "reference", "n_heads": 1, "n_value_heads": 4, "d_model": 20},
+        {"n_heads": 1, "n_value_heads": 4, "d_model": 20},
     ],
     ("sequence", "gated_slot_attention"): [
         {"n_heads": 1, "n_slots": 64, "gate_normaliser": 1.0},
         {"n_heads": 8, "n_slots": 3, "d_model": 24},
-        {"impl": "reference", "n_heads": 2, "n_slots": 5},
+        {"n_heads": 2, "n_slots": 5},
     ],
     ("sequence", "hgrn2"): [
         {"expand_ratio": 1, "lower_bound": 0.5},
         {"expand_ratio": 24, "lower_bound": 0.95, "d_model": 48},
-        {"impl": "reference", "expand_ratio": 4},
+        {"expand_ratio": 4},
     ],
     ("sequence", "hyena"): [
         {"window": 5, "time_scale": 8.0, "filter_dim": 3, "filter_depth": 1, "short_kernel": 2},
         {"window": 70, "filter_bands": 1, "filter_depth": 4, "time_scale": 300.0, "d_model": 12},
-        {"impl": "reference", "short_kernel": 6, "filter_frequency": 1.0, "filter_dim": 40},
+        {"short_kernel": 6, "filter_frequency": 1.0, "filter_dim": 40},
     ],
     ("sequence", "kimi_delta_attention"): [
         {"n_heads": 1, "gate_low_rank": 3, "kernel_size": 7, "d_model": 20},
-        {"impl": "reference", "n_heads": 3, "head_dim": 5, "kernel_size": 2},
+        {"n_heads": 3, "head_dim": 5, "kernel_size": 2},
     ],
     ("sequence", "latent_attention"): [
         {"q_lora_rank": 5, "kv_lora_rank": 3, "n_heads": 2, "v_head_dim": 20},
@@ -121,29 +121,28 @@ CONFIGURATIONS = {
     ("sequence", "lightning_attention"): [
         {"n_heads": 3, "head_dim": 5, "d_model": 20},
         {"n_heads": 8, "head_dim": 1},
-        {"impl": "reference", "n_heads": 1},
+        {"n_heads": 1},
     ],
     ("sequence", "linear_attention"): [
         {"n_heads": 1, "feature_map": "relu"},
         {"n_heads": 2, "feature_map": "identity", "normalise": "output"},
         {"n_heads": 3, "feature_map": "hedgehog", "d_model": 24},
-        {"impl": "reference", "n_heads": 8, "feature_map": "hedgehog", "normalise": "output"},
+        {"n_heads": 8, "feature_map": "hedgehog", "normalise": "output"},
     ],
     ("sequence", "retention"): [
         {"n_heads": 8, "expand_v": 1.0, "decay_exponent": 1.0},
         {"n_heads": 1, "positions": "none", "d_model": 20},
-        {"impl": "reference", "n_heads": 2, "expand_v": 0.25},
+        {"n_heads": 2, "expand_v": 0.25},
     ],
     ("sequence", "rwkv7"): [
         {"n_heads": 1, "decay_rank": 2, "rate_rank": 3, "gate_rank": 5},
-        {"impl": "reference", "n_heads": 2, "d_model": 12},
+        {"n_heads": 2, "d_model": 12},
     ],
     ("sequence", "short_conv"): [{"kernel_size": 2, "gate": False}, {"kernel_size": 9, "d_model": 20}],
     ("state", "cdmoe"): [
         {"form": "serial", "cross_domain": "glu", "n_experts": 16, "n_experts_heads": 2, "d_cross_domain": 40},
         {"n_experts": 144, "n_experts_per_head": 8, "weigh": "before_activation", "normalisation": "softmax_all"},
         {
-            "impl": "reference",
             "normalisation": "sigmoid",
             "n_experts_per_head": 1,
             "d_private_expert": 6,

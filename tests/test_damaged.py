@@ -12,7 +12,8 @@ from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
 from doge_lab.optim import build_optimizer
 from doge_lab.record import RECORD, read_record
-from doge_lab.run import CHECKPOINT, execute
+from doge_lab.run import execute
+from doge_lab.stored import CHECKPOINT
 from doge_lab.train import Progress, load_checkpoint, save_checkpoint, train
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from doge_lab.layers import delta_rule
-from doge_lab.layers.delta_rule import chunked, recurrent
+from doge_lab.ops import delta_rule
+from doge_lab.ops.delta_rule import chunked, reference
 
 ROWS, HEADS, KEY, VALUE = 2, 2, 3, 5
 GATES = {  # centre of the logarithm of minus log_decay, and its spread over heads, channels and tokens
@@ -72,7 +72,7 @@ def assert_as_the_papers(form, arguments, **options):
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("decay_channels", [1, KEY])
 @pytest.mark.parametrize("gates", GATES)
-@pytest.mark.parametrize(("form", "tokens"), [(recurrent, 5), (chunked, 1), (chunked, 6), (chunked, 37)])
+@pytest.mark.parametrize(("form", "tokens"), [(reference, 5), (chunked, 1), (chunked, 6), (chunked, 37)])
 def test_outputs_state_and_every_gradient(form, tokens, gates, decay_channels, added):
     assert_as_the_papers(form, draw(gates, tokens, decay_channels, added))
 
@@ -93,11 +93,11 @@ def test_the_larger_chunks_of_an_accelerator(gates, monkeypatch):
 def test_no_decay_is_a_logarithm_of_zero_for_all():
     arguments = draw("weak", 21)
     arguments[4] = torch.zeros(1, 21, 1, 1)
-    assert_as_the_papers(recurrent, arguments)
+    assert_as_the_papers(reference, arguments)
     assert_as_the_papers(chunked, draw("weak", 21)[:4] + arguments[4:])
 
 
-@pytest.mark.parametrize("form", [recurrent, chunked])
+@pytest.mark.parametrize("form", [reference, chunked])
 def test_no_state_is_a_state_of_zeros(form):
     *arguments, state = draw("ordinary", 9)
     for result, expected in zip(form(*arguments, None), form(*arguments, torch.zeros_like(state)), strict=True):
@@ -108,7 +108,7 @@ def test_no_state_is_a_state_of_zeros(form):
 @pytest.mark.parametrize("gates", GATES)
 def test_a_filled_state_is_continued_across_calls(gates, decay_channels):
     *arguments, state = draw(gates, 70, decay_channels)
-    expected, last = recurrent(*arguments, state)
+    expected, last = reference(*arguments, state)
     outputs = []
     for part in zip(*(tensor.split([33, 1, 2, 34], dim=1) for tensor in arguments), strict=True):
         output, state = chunked(*part, state)

@@ -88,20 +88,25 @@ def test_every_module_of_the_blocks_own_package_counts(folder, imports):
     assert found == {"mypack", "mypack.block", "mypack.near", "mypack.inner", "mypack.inner.far"}
 
 
-def test_a_run_with_a_foreign_block_is_named_by_what_the_block_reaches(folder):
-    from doge_lab.config import fingerprint, parse
+def test_the_source_of_a_run_holds_what_a_foreign_block_reaches(folder):
+    from doge_lab.config import parse
+    from doge_lab.identity import source
 
-    def print_of_it():
+    def source_of_it():
         for name in ("mine", "helper", "deeper"):
             sys.modules.pop(name, None)
         layer = {"sequence": "none", "state": "mine:Mine"}
-        return fingerprint(parse({"model": {"d_model": 8, "vocab_size": 8, "layers": [layer]}}))
+        run = parse({"model": {"d_model": 8, "layers": [layer]}, "tasks": ["capacity"]})
+        return source(run, run.tasks[0])
 
     write(folder)
-    before = print_of_it()
-    assert print_of_it() == before
+    before = source_of_it()
+    assert source_of_it() == before
+    assert {"mine", "helper", "deeper", "doge_lab.train", "doge_lab.tasks.capacity"} <= before.modules.keys()
     (folder / "deeper.py").write_text("def same(x):\n    return 2 * x\n")
-    assert print_of_it() != before
+    after = source_of_it()
+    assert after.name != before.name
+    assert after.changed(before.modules) == ["deeper"]
 
 
 @pytest.mark.parametrize(
@@ -113,17 +118,17 @@ def test_a_run_with_a_foreign_block_is_named_by_what_the_block_reaches(folder):
     ids=["imported", "imported by a name made up at run time"],
 )
 def test_a_helper_edited_to_leak_is_examined_again_and_caught(folder, monkeypatch, imports, body):
-    from doge_lab.search.vetting import Suspect, examine, remembered, verdict
+    from doge_lab.search.vetting import CheckCase, examine, remembered, verdict
 
     monkeypatch.setenv("DOGE_LAB_CACHE", str(folder / "cache"))
-    suspect = Suspect("state", "mine:Mine", json.dumps({}), 16)
+    case = CheckCase("state", "mine:Mine", json.dumps({}), 16)
     write(folder, imports, body)
-    assert remembered(suspect) is None
-    assert examine(suspect) == remembered(suspect) == []
+    assert remembered(case) is None
+    assert examine(case) == remembered(case) == []
     (folder / "deeper.py").write_text("def same(x):\n    return x + 0.1 * x.roll(-1, dims=1)\n")
-    assert remembered(suspect) is None
+    assert remembered(case) is None
     for name in ("mine", "helper", "deeper"):
         sys.modules.pop(name, None)
-    said = verdict(suspect, examine(suspect), allow_faults=False)
+    said = verdict(case, examine(case), allow_faults=False)
     assert said.startswith("block mine:Mine fails the check tokens_independent")
-    assert verdict(suspect, remembered(suspect), allow_faults=False) == said
+    assert verdict(case, remembered(case), allow_faults=False) == said

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from doge_lab.layers.mini_batches import MiniBatches
+from doge_lab.ops.mini_batches import MiniBatches
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])

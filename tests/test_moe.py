@@ -9,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blocks.state.moe import MoE
 from doge_lab.errors import UserError
+from doge_lab.ops.dispatch import REFERENCE, using
+from doge_lab.ops.expert_mlps import expert_mlps
 from doge_lab.testing import check_block
 
 D_MODEL = 16
@@ -62,12 +64,12 @@ def test_it_computes_its_equations(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"expert": "mlp", "n_experts": 3}, {"top_k": 1, "normalisation": "sigmoid"}])
-def test_every_expert_and_chosen_experts_agree(monkeypatch, options):
+def test_every_expert_and_chosen_experts_agree(options):
     results = []
-    for computes_every in (True, False):
-        monkeypatch.setattr(MoE, "_computes_every_expert", lambda *_, every=computes_every: every)
+    for form in expert_mlps.forms:
         moe, x = block(**options).double(), tokens().double().requires_grad_()
-        y = moe(x)
+        with using(form, expert_mlps):
+            y = moe(x)
         target = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         results.append(
             [y, *torch.autograd.grad(((y - target) ** 2).sum() + moe.router_stats.loss, [x, *moe.parameters()])]
@@ -78,22 +80,28 @@ def test_every_expert_and_chosen_experts_agree(monkeypatch, options):
 
 def test_the_choice_between_the_two_follows_the_amount_of_work():
     moe = block()
-    assert moe._computes_every_expert(40)
-    assert not moe._computes_every_expert(1), "a decoding step must not pay for experts that it does not use"
-    assert not moe._computes_every_expert(1_000_000)
+
+    def form(n_tokens):
+        x, chosen = torch.empty(n_tokens, moe.d_model, device="meta"), torch.empty(2, n_tokens, device="meta")
+        return expert_mlps.form(x, chosen, chosen, moe._experts.tables, moe.act)
+
+    assert form(40) == REFERENCE
+    assert form(1) != REFERENCE, "a decoding step must not pay for experts that it does not use"
+    assert form(1_000_000) != REFERENCE
 
 
-@pytest.mark.parametrize("computes_every", [True, False])
-def test_experts_not_chosen_weigh_exactly_nothing(monkeypatch, computes_every):
-    monkeypatch.setattr(MoE, "_computes_every_expert", lambda *_: computes_every)
+@pytest.mark.parametrize("form", expert_mlps.forms)
+def test_experts_not_chosen_weigh_exactly_nothing(form):
     moe, x = block(), tokens(2)[:1]
-    y = moe(x)
+    with using(form, expert_mlps):
+        y = moe(x)
     unused = moe.router_stats.usage == 0
     assert unused.sum() == 4
     with torch.no_grad():
         for weight in (moe.gate, moe.up, moe.down):
             weight[unused] *= 1e6
-    assert torch.equal(moe(x), y)
+    with using(form, expert_mlps):
+        assert torch.equal(moe(x), y)
 
 
 def test_balance_loss_and_usage_follow_their_formulas():

@@ -5,15 +5,15 @@ import time
 import pytest
 from fake_worker import gone, written
 
+from doge_lab.engine import pool as pools
+from doge_lab.engine.pool import DIED, DONE, FAILED, READY, Pool
+from doge_lab.engine.protocol import ending, read
 from doge_lab.errors import UserError
-from doge_lab.search import pool as pools
-from doge_lab.search.pool import DIED, DONE, FAILED, READY, Pool
-from doge_lab.search.protocol import ending, read
 
 
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch):
-    monkeypatch.setattr("doge_lab.search.process.PROGRAM", "fake_worker")
+    monkeypatch.setattr("doge_lab.engine.process.PROGRAM", "fake_worker")
 
 
 def work_off(pool, *jobs):

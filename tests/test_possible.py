@@ -15,7 +15,7 @@ from doge_lab.search.config import load_space, parse_space
 from doge_lab.search.possible import readable
 from doge_lab.search.screening import Rejected, read
 from doge_lab.search.space import alternatives, fill, holes
-from doge_lab.search.vetting import suspects
+from doge_lab.search.vetting import cases_in
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
 
@@ -169,7 +169,7 @@ def test_a_thousand_repeats_are_read_as_quickly_as_one():
         written = space(model={"d_model": 16, "layers": [entry]})
         parse_space(written, "space")  # imports the blocks
         before = time.process_time()
-        suspects(parse_space(written, "space"))
+        cases_in(parse_space(written, "space"))
         assert time.process_time() - before < 0.5
 
 

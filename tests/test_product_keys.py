@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from largest_tensor import LargestTensor
 
-from doge_lab.layers.product_keys import _staircase, product_key_top_k
-from doge_lab.layers.top_k import _MIN_SCORES, _packed_top_k, top_k_indices
+from doge_lab.ops.product_key_top_k import _staircase, product_key_top_k
+from doge_lab.ops.top_k_indices import _MIN_SCORES, packed, top_k_indices
 
 
 def every_sum(halves):
@@ -69,7 +69,7 @@ def test_packed_maxima_find_what_topk_finds(dtype):
     scores = torch.randn(16, _MIN_SCORES // 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     scores[:4, 0], scores[4:, 0] = 0.0, -0.0
     found = top_k_indices(scores, 4)
-    assert torch.equal(found, _packed_top_k(scores, 4)), "the quick form is not the one in use"
+    assert torch.equal(found, packed(scores, 4)), "the quick form is not the one in use"
     assert torch.equal(scores.gather(0, found), scores.topk(4, dim=0).values)
     assert (found.sort(dim=0).values.diff(dim=0) > 0).all()
 
@@ -79,7 +79,7 @@ def test_packed_maxima_of_a_diverged_model_stay_inside():
     for column, value in enumerate((torch.nan, torch.inf, -torch.inf, -torch.nan)):
         scores[:, column::4] = value
         scores[column, 200:] = value
-    found = _packed_top_k(scores, 2)
+    found = packed(scores, 2)
     assert ((found >= 0) & (found < 5)).all()
 
 

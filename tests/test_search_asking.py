@@ -7,12 +7,15 @@ import pytest
 import yaml
 from tiny_search import InProcess, search, tiny
 
+from doge_lab import config
 from doge_lab.cli import main
+from doge_lab.engine import jobs
+from doge_lab.engine.jobs import weigh
 from doge_lab.errors import UserError
 from doge_lab.experiment.plan import Outcome, merit
-from doge_lab.search import asking, screening
+from doge_lab.identity import source
+from doge_lab.search import asking
 from doge_lab.search.config import parse_space
-from doge_lab.search.screening import weigh
 
 
 class Untrained(InProcess):
@@ -21,11 +24,13 @@ class Untrained(InProcess):
     def wait(self):
         job = self.jobs.pop()
         if job["kind"] == "screen":
-            return "done", job, screening.weigh(job["run"])
+            return "done", job, jobs.weigh(job["run"])
         if job["kind"] != "train":
             return "done", job, {"results": [], "found": {"reason": ""}}
         bits = random.Random(json.dumps(job["run"]["model"], sort_keys=True)).random()
-        return "done", job, {"metrics": {"capacity": {"bits": bits}}, "seconds": 0.0}
+        run = config.parse(job["run"])
+        sources = {task.label: source(run, task).name for task in run.tasks}
+        return "done", job, {"metrics": {"capacity": {"bits": bits}}, "seconds": 0.0, "sources": sources}
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def test_gp_learns_where_it_may_not_look_and_asks_no_rejected_point_again(tmp_pa
 def test_what_was_rejected_is_not_solved_again(tmp_path, untrained, monkeypatch):
     solved = []
     monkeypatch.setattr(asking, "REJECTIONS", 40)
-    monkeypatch.setattr(screening, "weigh", lambda run: solved.append(1) or weigh(run))
+    monkeypatch.setattr(jobs, "weigh", lambda run: solved.append(1) or weigh(run))
     written = bounded("random")
     written["search"]["constraints"] = {"params": {"max": 5}}
     written["model"]["layers"][0]["state"]["d_hidden"] = {"choice": [4, 8]}

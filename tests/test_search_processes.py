@@ -12,13 +12,13 @@ import pytest
 from tiny_search import TINY, InProcess, search, tiny
 
 from doge_lab import config
+from doge_lab.engine.pool import DONE, FAILED, Pool
 from doge_lab.errors import UserError
 from doge_lab.record import read_record
 from doge_lab.search import asking, coordinator
 from doge_lab.search.config import parse_space
 from doge_lab.search.coordinator import Coordinator
 from doge_lab.search.front import dominates
-from doge_lab.search.pool import DONE, FAILED, Pool
 from doge_lab.search.study import read_results
 from doge_lab.search.vetting import Vetting
 
@@ -194,7 +194,7 @@ def test_a_search_that_is_ended_keeps_its_trials_and_goes_on(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, in_process, monkeypatch):
-    monkeypatch.setattr(Coordinator, "_tell", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(asking.Asker, "tell", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(UserError, match=r"cannot be written \(.*No space left on device\); what is finished is kept"):
         search(tiny(trials=2, confirm_seeds=0), tmp_path)
     monkeypatch.undo()

@@ -1,5 +1,6 @@
 """The study on disk: read by name, wherever it lies, whatever it holds."""
 
+import logging
 import sqlite3
 import threading
 import time
@@ -97,6 +98,10 @@ def an_attribute_of_another_type(path):
     study.set_user_attr("confirmed", [1, 2])
 
 
+def a_name_that_is_no_text(path):
+    path.write_bytes(path.read_bytes().replace(b"model.layers", b"mod\xffl.layers"))
+
+
 def another_version(path):
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE alembic_version SET version_num = 'v9.9.9'")
@@ -113,6 +118,7 @@ def another_version(path):
         (another_database, "holds no study"),
         (a_folder, "is a folder, where the study of a search should be"),
         (an_attribute_of_another_type, "the study is damaged"),
+        (a_name_that_is_no_text, "the study is damaged (OperationalError: Could not decode to UTF-8"),
         (another_version, "the study is damaged (RuntimeError"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -126,6 +132,18 @@ def test_a_damaged_study_is_one_line_with_the_way_out(finished, damage, words):
         assert "\n" not in str(error.value)
         assert str(finished / "study.db") in str(error.value)
     assert list((finished / "runs").iterdir())
+
+
+def test_damage_is_told_once_and_not_by_optuna_as_well(finished, caplog):
+    a_name_that_is_no_text(finished / "study.db")
+    logger = logging.getLogger("optuna")
+    logger.addHandler(caplog.handler)
+    try:
+        with pytest.raises(UserError):
+            read_results(finished)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_a_trial_added_by_hand_is_named_and_left_out(finished):

@@ -13,8 +13,8 @@ from fake_worker import gone, written
 PROGRAM = """
 import sys, time
 from doge_lab import signals
-from doge_lab.search import process
-from doge_lab.search.pool import Pool
+from doge_lab.engine import process
+from doge_lab.engine.pool import Pool
 process.PROGRAM = "fake_worker"
 signals.take_over()
 try:

@@ -10,7 +10,8 @@ from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
 from doge_lab.optim import TrainConfig, build_optimizer, lr_at
 from doge_lab.record import RECORD, read_record
-from doge_lab.run import CHECKPOINT, WEIGHTS, execute
+from doge_lab.run import execute
+from doge_lab.stored import CHECKPOINT, WEIGHTS
 from doge_lab.train import Diverged, Progress, load_checkpoint, predictor, save_checkpoint, train
 
 

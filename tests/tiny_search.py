@@ -5,10 +5,10 @@ from pathlib import Path
 
 import yaml
 
+from doge_lab.engine.pool import DONE, FAILED
+from doge_lab.engine.worker import do
 from doge_lab.search.config import parse_space
 from doge_lab.search.coordinator import Coordinator
-from doge_lab.search.pool import DONE, FAILED
-from doge_lab.search.worker import do
 from doge_lab.testing import run_checks
 
 TINY = Path(__file__).parent.parent / "search_spaces" / "tiny.yaml"

@@ -17,7 +17,7 @@ Shape letters: B batch row, T new token, D d_model, H head, K channel of a query
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveInt
@@ -38,8 +38,6 @@ class Based(SequenceBlock):
         """Heads; values share d_model between them, while every head has its own feature_dim."""
         feature_dim: PositiveInt = 8
         """Channels of a query and of a key, per head (published: 16); the state grows with the square."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_heads": {"choice": [1, 2, 4, 8]},
@@ -74,9 +72,7 @@ class Based(SequenceBlock):
         state = None
         if cache is not None:
             state = self._unpacked(cache["state"], tokens_before(attention_mask, new=new, seen=seen))
-        # The state is summed into over the whole sequence, so it is float32 whatever the type around it.
-        with torch.autocast(x.device.type, enabled=False):
-            o, state = kernel_attention(q, k, v, state, token_by_token=self.config.impl == "reference")
+        o, state = kernel_attention(q, k, v, state)
         if cache is not None:
             cache["state"] = state.flatten(2)[..., 1:]
         return self.out(o.to(x.dtype).flatten(2)), cache

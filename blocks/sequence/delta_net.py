@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
-from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
-from doge_lab.layers.norm import RMSNorm
+from doge_lab.layers.norm import RMSNorm, unit
 from doge_lab.layers.short_conv import CausalConv
+from doge_lab.ops.delta_rule import delta_rule
 
 
 class DeltaNet(SequenceBlock):
@@ -49,8 +49,6 @@ class DeltaNet(SequenceBlock):
         """Tokens that the convolutions of queries, keys and values see, the new one included; null for none."""
         allow_negative: bool = False
         """Let b_t reach 2, so that a write can turn the old value's sign, which tracks parity and the like."""
-        impl: Impl = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
@@ -88,7 +86,7 @@ class DeltaNet(SequenceBlock):
             strength = strength * real
         no_decay = k.new_zeros(1, x.shape[1], 1, 1)
         state = None if cache is None else cache["state"]
-        o, state = delta_rule(q, k, v, k * strength[..., None], no_decay, state, impl=self.config.impl)
+        o, state = delta_rule(q, k, v, k * strength[..., None], no_decay, state)
         if cache is not None:
             cache["state"] = state
         return self.out(self.norm(o.to(x.dtype)).flatten(2)), cache

@@ -22,12 +22,12 @@ from torch.nn import functional as F
 from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.errors import UserError
-from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
-from doge_lab.layers.norm import RMSNorm
+from doge_lab.layers.norm import RMSNorm, unit
 from doge_lab.layers.short_conv import CausalConv
 from doge_lab.layers.softplus_decay import SoftplusDecay
+from doge_lab.ops.delta_rule import delta_rule
 
 
 class GatedDeltaNet(SequenceBlock):
@@ -50,8 +50,6 @@ class GatedDeltaNet(SequenceBlock):
         """Width of a value head; when left out, all values together are twice as wide as all keys."""
         kernel_size: Annotated[int, Field(ge=2)] = 4
         """Tokens that the convolutions of queries, keys and values see, the new one included."""
-        impl: Impl = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
@@ -99,7 +97,7 @@ class GatedDeltaNet(SequenceBlock):
         if real is not None:  # padding writes nothing and decays nothing
             strength, log_decay = strength * real[..., None], log_decay * real[..., None]
         state = None if cache is None else cache["state"]
-        o, state = delta_rule(q, k, v, k * strength, log_decay, state, impl=self.config.impl)
+        o, state = delta_rule(q, k, v, k * strength, log_decay, state)
         if cache is not None:
             cache["state"] = state
         return self.out(self.norm(o.to(x.dtype)).flatten(2) * F.silu(self.gate(x))), cache

@@ -11,9 +11,8 @@ Shape letters: B batch row, T new token, D d_model, H head, K key channel, V val
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,10 +20,10 @@ from torch.nn import functional as F
 from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.errors import UserError
-from doge_lab.layers.gated_recurrence import chunked, recurrent
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
 from doge_lab.layers.norm import RMSNorm
+from doge_lab.ops.gated_recurrence import gated_recurrence
 
 
 class GatedLinearAttention(SequenceBlock):
@@ -46,8 +45,6 @@ class GatedLinearAttention(SequenceBlock):
         """Width between the two projections of the gate."""
         gate_normaliser: PositiveFloat = 16.0
         """The larger, the nearer to 1 decays start."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
@@ -92,11 +89,8 @@ class GatedLinearAttention(SequenceBlock):
         real = new_real_tokens(attention_mask, new=x.shape[1], seen=seen)
         if real is not None:  # padding writes nothing and decays nothing
             k, log_decay = k * real[..., None], log_decay * real[..., None]
-        recur = recurrent if self.config.impl == "reference" or x.shape[1] == 1 else chunked
-        # The state is summed into over the whole sequence, so it is float32 whatever the type around it.
-        with torch.autocast(x.device.type, enabled=False):
-            o, state = recur(q, k, v, log_decay, None if cache is None else cache["state"])
-        if cache is not None and state is not None:
+        o, state = gated_recurrence(q, k, v, log_decay, None if cache is None else cache["state"])
+        if cache is not None:
             cache["state"] = state
         y = self.norm(o.to(x.dtype)).flatten(2) * F.silu(self.gate(x))
         return self.out(y), cache

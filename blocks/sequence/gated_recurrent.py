@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from doge_lab.block import BlockConfig, SequenceBlock
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.errors import UserError
-from doge_lab.layers.elementwise_recurrence import chunked, recurrent
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.ops.elementwise_recurrence import elementwise_recurrence
 
 
 class GatedRecurrent(SequenceBlock):
@@ -38,8 +38,6 @@ class GatedRecurrent(SequenceBlock):
         """Channels of the state, times d_model."""
         candidate: Literal["positive", "linear"] = "positive"
         """What is written: a positive number as in the paper's logarithmic form, or any number as in its plain form."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train on long sequences."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
         "cell": {"choice": ["gru", "lstm"]},
@@ -74,8 +72,7 @@ class GatedRecurrent(SequenceBlock):
         if real is not None:  # padding writes nothing and decays nothing
             decay, written = decay.masked_fill(~real, 1.0), written * real
         state = written.new_zeros(len(x), self.channels) if cache is None else cache["state"]
-        scan = recurrent if self.config.impl == "reference" else chunked
-        states = scan(decay, written, state)
+        states = elementwise_recurrence(decay, written, state)
         if cache is not None:
             cache["state"] = states[:, -1]
         return self.out(states.to(x.dtype)), cache

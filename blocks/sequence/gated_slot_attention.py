@@ -13,7 +13,7 @@ Shape letters: B batch row, T new token, D d_model, H head, K head_dim, M slot.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -22,10 +22,11 @@ from torch.nn import functional as F
 
 from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
-from doge_lab.layers import gated_recurrence, value_gated_recurrence
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
 from doge_lab.layers.norm import RMSNorm
+from doge_lab.ops.gated_recurrence import gated_recurrence
+from doge_lab.ops.value_gated_recurrence import value_gated_recurrence
 
 
 class GatedSlotAttention(SequenceBlock):
@@ -43,8 +44,6 @@ class GatedSlotAttention(SequenceBlock):
         """Slots of each head; what is remembered is 2 * n_slots * d_model numbers."""
         gate_normaliser: PositiveFloat = 8.0
         """The larger, the nearer to 1 decays start."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
@@ -78,20 +77,15 @@ class GatedSlotAttention(SequenceBlock):
         real = new_real_tokens(attention_mask, new=x.shape[1], seen=seen)
         if real is not None:  # a gate of 1 writes nothing and forgets nothing
             log_decay = log_decay * real[..., None]
-        # States are summed into over the whole sequence, so they are float32 whatever the type around them.
-        with torch.autocast(x.device.type, enabled=False):
-            o = self._attend(q, k, v, log_decay, cache)
+        o = self._attend(q, k, v, log_decay, cache)
         return self.out(self.norm(F.silu(o.flatten(2)).to(x.dtype))), cache
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, cache: LayerCache | None) -> Tensor:
-        reference = self.config.impl == "reference" or q.shape[1] == 1
-        read_keys = value_gated_recurrence.recurrent if reference else value_gated_recurrence.chunked
-        read_values = gated_recurrence.recurrent if reference else gated_recurrence.chunked
         write = -torch.expm1(log_decay)
-        scores, keys = read_keys(q, k, write, log_decay, None if cache is None else cache["keys"])
+        scores, keys = value_gated_recurrence(q, k, write, log_decay, None if cache is None else cache["keys"])
         weights = scores.softmax(dim=-1)  # [B, T, H, M]
-        o, values = read_values(weights, write, v, log_decay, None if cache is None else cache["values"])
-        if cache is not None and keys is not None and values is not None:
+        o, values = gated_recurrence(weights, write, v, log_decay, None if cache is None else cache["values"])
+        if cache is not None:
             cache["keys"], cache["values"] = keys, values
         return o
 

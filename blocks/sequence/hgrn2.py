@@ -16,7 +16,7 @@ Shape letters: B batch row, T new token, D d_model, H head, K channel of a head 
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -25,10 +25,10 @@ from torch.nn import functional as F
 
 from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
-from doge_lab.layers.gated_recurrence import chunked, recurrent
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
 from doge_lab.layers.norm import RMSNorm
+from doge_lab.ops.gated_recurrence import gated_recurrence
 
 
 class Hgrn2(SequenceBlock):
@@ -39,8 +39,6 @@ class Hgrn2(SequenceBlock):
         """Channels of a head, a divisor of d_model (published: 128); the state is this times d_model."""
         lower_bound: Annotated[float, Field(ge=0, lt=1)] | None = None
         """The least share of the state that every token keeps; layer_idx / n_layers when left out."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
         "expand_ratio": {"choice": [4, 8, 16]},
@@ -72,11 +70,8 @@ class Hgrn2(SequenceBlock):
         real = new_real_tokens(attention_mask, new=x.shape[1], seen=0 if cache is None else cache.position)
         if real is not None:  # padding writes nothing and decays nothing
             k, log_decay = k * real[..., None], log_decay * real[..., None]
-        recur = recurrent if self.config.impl == "reference" or x.shape[1] == 1 else chunked
-        # The state is summed into over the whole sequence, so it is float32 whatever the type around it.
-        with torch.autocast(x.device.type, enabled=False):
-            o, state = recur(q, k, v, log_decay, None if cache is None else cache["state"])
-        if cache is not None and state is not None:
+        o, state = gated_recurrence(q, k, v, log_decay, None if cache is None else cache["state"])
+        if cache is not None:
             cache["state"] = state
         return self.out(self.norm(o.to(x.dtype).flatten(2))), cache
 

@@ -17,7 +17,7 @@ Shape letters: B batch row, T new token, S visible token, D d_model, L lag of th
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -30,6 +30,7 @@ from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import key_positions, new_real_tokens
 from doge_lab.layers.packing import Packing
 from doge_lab.layers.short_conv import CausalConv
+from doge_lab.ops.long_convolution import long_convolution
 
 _FALLEN = -math.log(0.01)
 _SLOWEST, _FASTEST = 1.5, 0.3  # time scales after which a channel's filter has fallen to 1 %
@@ -59,8 +60,6 @@ class Hyena(SequenceBlock):
         """How fast the network's sines are at first; the faster, the less smooth the filter."""
         short_kernel: Annotated[int, Field(ge=2)] = 3
         """Tokens that the short convolution of the projections covers."""
-        impl: Literal["fft", "reference"] = "fft"
-        """`reference` multiplies by every lag, in a time that grows with the square of the length."""
 
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
@@ -98,8 +97,7 @@ class Hyena(SequenceBlock):
         # The filter is exact in its lags and the sum long, so that both are float32 whatever the type around them.
         with torch.autocast(x.device.type, enabled=False):
             taps = self._filter(min(past.shape[1], self.config.window or past.shape[1]), x.device)
-            convolve = _direct if self.config.impl == "reference" or new == 1 else _fft
-            y = packing.unpack(convolve(packing.pack(past.float()), taps, new)).to(x.dtype)
+            y = packing.unpack(long_convolution(packing.pack(past.float()), taps, new)).to(x.dtype)
         return self.project_out(x1 * (y + self.bias * u)), cache
 
     def _real(self, attention_mask: Tensor | None, *, new: int, slots: int, seen: int) -> Tensor | None:
@@ -132,20 +130,3 @@ class Hyena(SequenceBlock):
 
 def _in_float32(linear: Any, x: Tensor) -> Tensor:
     return F.linear(x, linear.weight.float(), None if linear.bias is None else linear.bias.float())
-
-
-def _direct(u: Tensor, taps: Tensor, new: int) -> Tensor:
-    """The last `new` outputs [B, T, D] of the convolution of u [B, S, D] with taps [L, D], lag by lag."""
-    index = torch.arange(u.shape[1], device=u.device)
-    lag = index[u.shape[1] - new :, None] - index  # [T, S]
-    inside = (lag >= 0) & (lag < len(taps))
-    matrix = taps[lag.clamp(0, len(taps) - 1)] * inside[..., None]
-    return torch.einsum("tsd,bsd->btd", matrix, u)
-
-
-def _fft(u: Tensor, taps: Tensor, new: int) -> Tensor:
-    """The same by a product of spectra, in float64: in float32 a loud token's rounding reaches tokens before it."""
-    tokens = u.shape[1]
-    size = 1 << (tokens + len(taps) - 2).bit_length()
-    spectrum = torch.fft.rfft(u.mT.double(), n=size) * torch.fft.rfft(taps.mT.double(), n=size)
-    return torch.fft.irfft(spectrum, n=size)[..., tokens - new : tokens].mT.to(u.dtype)

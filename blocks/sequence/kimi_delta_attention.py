@@ -22,12 +22,12 @@ from torch.nn import functional as F
 from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.errors import UserError
-from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
-from doge_lab.layers.norm import RMSNorm
+from doge_lab.layers.norm import RMSNorm, unit
 from doge_lab.layers.short_conv import CausalConv
 from doge_lab.layers.softplus_decay import SoftplusDecay
+from doge_lab.ops.delta_rule import delta_rule
 
 
 class KimiDeltaAttention(SequenceBlock):
@@ -48,8 +48,6 @@ class KimiDeltaAttention(SequenceBlock):
         """Width between the two projections of the decay, and of the output gate; head_dim when left out."""
         kernel_size: Annotated[int, Field(ge=2)] = 4
         """Tokens that the convolutions of queries, keys and values see, the new one included."""
-        impl: Impl = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
@@ -93,7 +91,7 @@ class KimiDeltaAttention(SequenceBlock):
         if real is not None:  # padding writes nothing and decays nothing
             strength, log_decay = strength * real[..., None], log_decay * real[..., None]
         q, k, state = unit(q) * self.head_dim**-0.5, unit(k), None if cache is None else cache["state"]
-        o, state = delta_rule(q, k, v.float(), k * strength, log_decay, state, impl=self.config.impl)
+        o, state = delta_rule(q, k, v.float(), k * strength, log_decay, state)
         if cache is not None:
             cache["state"], cache["conv"] = state, tail
         gate = self.gate_up(self.gate_down(x)).sigmoid()

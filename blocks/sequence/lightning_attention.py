@@ -13,7 +13,7 @@ Shape letters: B batch row, T new token, D d_model, H head, K channel of a head.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveInt
@@ -25,7 +25,7 @@ from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
 from doge_lab.layers.norm import RMSNorm
-from doge_lab.layers.scalar_recurrence import chunked, recurrent
+from doge_lab.ops.scalar_recurrence import scalar_recurrence
 
 _EPS = 1e-5  # the published form keeps the last layer's slopes just above 0, and its divisor too
 
@@ -38,8 +38,6 @@ class LightningAttention(SequenceBlock):
         """Heads; with heads of d_model / n_heads, fewer have a larger state."""
         head_dim: PositiveInt | None = None
         """Width of a head; d_model / n_heads when left out."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_heads": {"choice": [1, 2, 4, 8]},
@@ -75,10 +73,7 @@ class LightningAttention(SequenceBlock):
         real = new_real_tokens(attention_mask, new=new, seen=seen)
         if real is not None:  # padding writes nothing and decays nothing
             k, log_decay = k * real[..., None], log_decay * real
-        recur = recurrent if self.config.impl == "reference" or new == 1 else chunked
-        # The state is summed into over the whole sequence, so it is float32 whatever the type around it.
-        with torch.autocast(x.device.type, enabled=False):
-            o, state = recur(q, k, v, log_decay, None if cache is None else cache["state"])
+        o, state = scalar_recurrence(q, k, v, log_decay, None if cache is None else cache["state"])
         if cache is not None:
             cache["state"] = state
         return self.out(self.gate(x).sigmoid() * self.norm(o.to(x.dtype).flatten(2))), cache

@@ -45,8 +45,6 @@ class LinearAttention(SequenceBlock):
         """φ, what queries and keys become before they are multiplied; hedgehog learns it and doubles the state."""
         normalise: Literal["keys", "output"] = "keys"
         """Divide by the sum of the weights, which the state then carries, or normalise each head's output."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_heads": {"choice": [1, 2, 4, 8]},
@@ -109,7 +107,6 @@ class LinearAttention(SequenceBlock):
                 v,
                 None if cache is None else cache["state"],
                 normalise=self.norm is None,
-                token_by_token=self.config.impl == "reference",
             )
         if cache is not None:
             cache["state"] = state

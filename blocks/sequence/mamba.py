@@ -10,7 +10,7 @@ Shape letters: B batch row, T new token, D d_model, I inner channel, N number of
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -22,8 +22,8 @@ from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear, init_step_size
 from doge_lab.layers.masks import new_real_tokens
-from doge_lab.layers.selective_scan import chunked, recurrent
 from doge_lab.layers.short_conv import CausalConv
+from doge_lab.ops.selective_scan import selective_scan
 
 
 class Mamba(SequenceBlock):
@@ -38,8 +38,6 @@ class Mamba(SequenceBlock):
         """How many tokens the convolution sees, itself included."""
         dt_rank: PositiveInt | None = None
         """Width from which step sizes are projected; d_model / 16, rounded up, when left out."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
         "d_state": {"choice": [4, 8, 16, 32]},
@@ -83,12 +81,9 @@ class Mamba(SequenceBlock):
         delta = F.softplus(self.dt_proj(step).float())
         if real is not None:  # a step of no length writes nothing and decays nothing
             delta = delta * real
-        recur = recurrent if self.config.impl == "reference" or x.shape[1] == 1 else chunked
-        # The state is summed into over the whole sequence, so it is float32 whatever the type around it.
-        with torch.autocast(x.device.type, enabled=False):
-            decay_rate = -self.a_log.float().exp()
-            state = None if cache is None else cache["state"]
-            y, state = recur(u.float(), delta, decay_rate, b.float(), c.float(), state)
+        decay_rate = -self.a_log.float().exp()
+        state = None if cache is None else cache["state"]
+        y, state = selective_scan(u.float(), delta, decay_rate, b.float(), c.float(), state)
         if cache is not None:
             cache["conv"], cache["state"] = tail, state
         y = torch.addcmul(y, self.skip, u).to(x.dtype)

@@ -12,7 +12,7 @@ Shape letters: B batch row, T new token, D d_model, I inner channel, G group, H 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -24,8 +24,8 @@ from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear, init_step_size
 from doge_lab.layers.masks import new_real_tokens
-from doge_lab.layers.scalar_recurrence import chunked, recurrent
 from doge_lab.layers.short_conv import CausalConv
+from doge_lab.ops.scalar_recurrence import scalar_recurrence
 
 
 class Mamba2(SequenceBlock):
@@ -42,8 +42,6 @@ class Mamba2(SequenceBlock):
         """Numbers that each inner channel remembers."""
         kernel_size: Annotated[int, Field(ge=2)] = 4
         """How many tokens the convolution sees, itself included."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
         "d_state": {"choice": [8, 16, 32, 64]},
@@ -91,9 +89,7 @@ class Mamba2(SequenceBlock):
         delta = F.softplus(step.float() + self.dt_bias.float())  # [B, T, H]
         if real is not None:  # a step of no length writes nothing and decays nothing
             delta = delta * real
-        # The state is summed into over the whole sequence, so it is float32 whatever the type around it.
-        with torch.autocast(x.device.type, enabled=False):
-            y, state = self._scan(u, write, read, delta, None if cache is None else cache["state"])
+        y, state = self._scan(u, write, read, delta, None if cache is None else cache["state"])
         if cache is not None:
             cache["conv"], cache["state"] = tail, state
         gated = (y * F.silu(z.float())).unflatten(-1, (c.n_groups, -1))
@@ -105,7 +101,6 @@ class Mamba2(SequenceBlock):
     ) -> tuple[Tensor, Tensor]:
         """Inputs u [B, T, I], write and read [B, T, G * N], delta [B, T, H] -> outputs like u, state [B, H, N, P]."""
         c = self.config
-        recur = recurrent if c.impl == "reference" or u.shape[1] == 1 else chunked
         values = u.unflatten(-1, (c.n_heads, self.head_dim))  # [B, T, H, P]
         log_decay = -self.a_log.float().exp() * delta
         # Each group is a batch row of its own, whose heads share one query and one key.
@@ -113,7 +108,7 @@ class Mamba2(SequenceBlock):
         v, log_decay = self._groups_to_rows(values * delta[..., None]), self._groups_to_rows(log_decay)
         if state is not None:
             state = state.unflatten(1, (c.n_groups, -1)).flatten(0, 1)
-        o, state = recur(q, k, v, log_decay, state)
+        o, state = scalar_recurrence(q, k, v, log_decay, state)
         o = o.unflatten(0, (-1, c.n_groups)).transpose(1, 2).flatten(2, 3)  # [B, T, H, P]
         o = torch.addcmul(o, self.skip.float()[:, None], values)
         return o.flatten(2), state.unflatten(0, (-1, c.n_groups)).flatten(1, 2)

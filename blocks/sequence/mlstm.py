@@ -29,7 +29,7 @@ from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
-from doge_lab.layers.scalar_recurrence import chunked, recurrent
+from doge_lab.ops.scalar_recurrence import scalar_recurrence
 
 _EPS = 1e-6
 
@@ -50,8 +50,6 @@ class Mlstm(SequenceBlock):
         """Where the logit of the input gate starts; xLSTM 7B starts at -10, against spikes in long training runs."""
         fidelity: Literal["working", "published"] = "working"
         """`published` also remembers the normaliser, whose effect the norm takes away again."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_heads": {"choice": [1, 2, 4]},
@@ -114,14 +112,13 @@ class Mlstm(SequenceBlock):
         self, q: Tensor, k: Tensor, v: Tensor, input_gate: Tensor, log_forget: Tensor, cache: LayerCache | None
     ) -> Tensor:
         """What the queries read [B, T, H, V]; the cache holds the memory afterwards."""
-        recur = recurrent if self.config.impl == "reference" or q.shape[1] == 1 else chunked
         first = torch.zeros_like(log_forget[:, 0]) if cache is None else cache["stabiliser"]
         m = _stabiliser(input_gate, log_forget, first)
         log_decay = log_forget + torch.cat([first[:, None], m[:, :-1]], dim=1) - m
         k = k * (input_gate - m).exp()[..., None]
         if self.published:
             v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
-        read, state = recur(q, k, v, log_decay, None if cache is None else self._cached_state(cache))
+        read, state = scalar_recurrence(q, k, v, log_decay, None if cache is None else self._cached_state(cache))
         if cache is not None:
             cache["stabiliser"], cache["state"] = m[:, -1], state[..., : self.head_v]
             if self.published:

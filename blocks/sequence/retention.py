@@ -25,7 +25,7 @@ from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens, token_positions
 from doge_lab.layers.rotary import rotate
-from doge_lab.layers.scalar_recurrence import chunked, recurrent
+from doge_lab.ops.scalar_recurrence import scalar_recurrence
 
 
 class Retention(SequenceBlock):
@@ -40,8 +40,6 @@ class Retention(SequenceBlock):
         """The first head keeps 1 - 2^-this of its state at each token; the next ones forget half as fast each."""
         positions: Literal["rotary", "none"] = "rotary"
         """How a head learns where tokens stand, beside the decay."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_heads": {"choice": [1, 2, 4]},
@@ -95,10 +93,7 @@ class Retention(SequenceBlock):
         real = new_real_tokens(attention_mask, new=new, seen=seen)
         if real is not None:  # padding writes nothing and decays nothing
             k, log_decay = k * real[..., None], log_decay * real
-        recur = recurrent if self.config.impl == "reference" or new == 1 else chunked
-        # The state is summed into over the whole sequence, so it is float32 whatever the type around it.
-        with torch.autocast(x.device.type, enabled=False):
-            o, state = recur(q * self.head_k**-0.5, k, v, log_decay, None if cache is None else cache["state"])
+        o, state = scalar_recurrence(q * self.head_k**-0.5, k, v, log_decay, None if cache is None else cache["state"])
         if cache is not None:
             cache["state"] = state
         normed = self.norm(o.to(x.dtype).flatten(2).flatten(0, 1)).unflatten(0, x.shape[:2])

@@ -23,10 +23,10 @@ from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.errors import UserError
 from doge_lab.layers.activations import gelu_tanh
-from doge_lab.layers.elementwise_recurrence import chunked, recurrent
 from doge_lab.layers.init import init_linear, init_weight
 from doge_lab.layers.masks import new_real_tokens, token_positions
 from doge_lab.layers.short_conv import CausalConv
+from doge_lab.ops.elementwise_recurrence import elementwise_recurrence
 
 _SHARPNESS = 8.0  # c in the paper
 _LEAST_SQUARE = torch.finfo(torch.float32).tiny  # keeps the root's slope finite where a gate is shut
@@ -46,8 +46,6 @@ class RgLru(SequenceBlock):
         """How many tokens the convolution sees, itself included."""
         first_token: Literal["scaled", "whole"] = "scaled"
         """Scale the first token's input by sqrt(1 - a²) as all others, or leave it whole as the published code does."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
         "expand": {"choice": [0.5, 1.0, 2.0]},
@@ -95,8 +93,7 @@ class RgLru(SequenceBlock):
         written = scale * written
         if real is not None:  # padding writes nothing and decays nothing
             written, log_decay = written * real, log_decay * real
-        recur = recurrent if self.config.impl == "reference" or new == 1 else chunked
-        states = recur(log_decay.exp(), written, None if cache is None else cache["state"])
+        states = elementwise_recurrence(log_decay.exp(), written, None if cache is None else cache["state"])
         if cache is not None:
             cache["conv"], cache["state"] = tail, states[:, -1]
         return self.out(gelu_tanh(gate) * states.to(x.dtype)), cache

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.errors import UserError
-from doge_lab.layers.delta_rule import Impl, delta_rule, unit
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
+from doge_lab.layers.norm import unit
 from doge_lab.layers.packing import Packing
+from doge_lab.ops.delta_rule import delta_rule
 
 _STRONGEST_LOG_DECAY = -math.exp(-0.5)
 # How the shift starts: channel i of D mixes in 1 - (i / D)^(exponent * share of layers above) of the token before.
@@ -54,8 +55,6 @@ class Rwkv7(SequenceBlock):
         """Width between the two projections of the rate a, at which a key is unlearnt."""
         gate_rank: PositiveInt = 16
         """Width between the two projections of the output gate g."""
-        impl: Impl = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
@@ -129,7 +128,6 @@ class Rwkv7(SequenceBlock):
             None if cache is None else cache["state"],
             added=(learnt, v),
             strongest=_STRONGEST_LOG_DECAY,
-            impl=self.config.impl,
         )
         if cache is not None:
             cache["state"] = state

@@ -17,7 +17,7 @@ Shape letters: B batch row, T new token, H head, K key channel, V value channel.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -29,9 +29,9 @@ from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.masks import new_real_tokens
-from doge_lab.layers.momentum_recurrence import chunked, recurrent
 from doge_lab.layers.norm import RMSNorm
 from doge_lab.layers.short_conv import CausalConv
+from doge_lab.ops.momentum_recurrence import momentum_recurrence
 
 _FORGET_BIAS = -4.0  # memories start out fading by 2 % a token
 
@@ -48,8 +48,6 @@ class TitansMemory(SequenceBlock):
         """Width of all values together, times d_model."""
         kernel_size: Annotated[int, Field(ge=2)] = 4
         """How many tokens the convolution before queries, keys and values sees."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` is the recurrence, token by token: the definition, and slow to train."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_heads": {"choice": [1, 2, 4]},
@@ -100,9 +98,7 @@ class TitansMemory(SequenceBlock):
         rates = torch.stack([F.logsigmoid(-forget), F.logsigmoid(momentum), learn.sigmoid(), torch.ones_like(learn)])
         if real is not None:  # padding writes nothing and decays nothing
             rates = rates * real
-        recur = recurrent if self.config.impl == "reference" or new == 1 else chunked
-        with torch.autocast(x.device.type, enabled=False):  # summed into over the whole sequence, hence float32
-            o, state = recur(q, k, v, rates, None if cache is None else cache["memory"])
+        o, state = momentum_recurrence(q, k, v, rates, None if cache is None else cache["memory"])
         if cache is not None:
             cache["memory"], cache["conv"] = state, tail
         y = self.norm(o.to(x.dtype)).flatten(2) * F.silu(self.gate(x))

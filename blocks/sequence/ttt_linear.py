@@ -28,9 +28,9 @@ from doge_lab.block import BlockConfig, SequenceBlock, require_divisible
 from doge_lab.cache import CacheSpec, Fixed, LayerCache
 from doge_lab.errors import UserError
 from doge_lab.layers.init import init_linear
-from doge_lab.layers.masks import new_real_tokens, token_positions
-from doge_lab.layers.mini_batches import MiniBatches
+from doge_lab.layers.masks import new_real_tokens, real_tokens, token_positions
 from doge_lab.layers.rotary import rotate
+from doge_lab.ops.inner_training import inner_training
 
 _EPS = 1e-6
 
@@ -49,8 +49,6 @@ class TttLinear(SequenceBlock):
         """How queries and keys tell where in their mini-batch they stand."""
         gate: bool = False
         """Multiply what W_o reads by gelu(W_g x), as the authors do in Mamba's place."""
-        impl: Literal["chunked", "reference"] = "chunked"
-        """`reference` goes token by token: the definition. `chunked` goes by mini-batches, in the paper's dual form."""
 
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_heads": {"choice": [1, 2, 4]},
@@ -102,14 +100,19 @@ class TttLinear(SequenceBlock):
         real = new_real_tokens(attention_mask, new=new, seen=seen)
         if real is not None:
             rate = rate * real
-        weight, total = self._state(len(x), cache)
         with torch.autocast(x.device.type, enabled=False):  # summed into over the whole sequence, hence float32
-            if c.impl == "reference" or new == 1:
-                first = (place == 0) if real is None else (place == 0) & real[..., 0]
-                o, weight, total = self._recurrent(q, k, v, rate, place, first, weight, total)
-            else:
-                batches = MiniBatches(c.mini_batch, attention_mask, new=new, seen=seen, device=x.device)
-                o, weight, total = self._chunked(q, k, v, rate, batches, weight, total)
+            o, weight, total = inner_training(
+                q,
+                k,
+                v,
+                rate,
+                *self._state(len(x), cache),
+                self._token_scale(),
+                (self.inner_scale.float(), self.inner_shift.float()),
+                place,
+                None if attention_mask is None else real_tokens(attention_mask, new=new, seen=seen),
+                seen,
+            )
         if cache is not None:
             cache["learned"], cache["total"] = weight - self.initial.float(), total
         y = self.norm(o.flatten(2).to(x.dtype))
@@ -127,60 +130,6 @@ class TttLinear(SequenceBlock):
         count = torch.arange(1, self.config.mini_batch + 1, device=self.token_scale.device)
         return (1 / count[:, None] + self.token_scale.float()).clamp(min=0)
 
-    def _gradient(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The gradient of |LN(prediction) - target|² / 2 with respect to the prediction, [..., H, C, K]."""
-        scale, shift = self.inner_scale.float(), self.inner_shift.float()
-        centred = prediction - prediction.mean(-1, keepdim=True)
-        rstd = (centred.square().mean(-1, keepdim=True) + _EPS).rsqrt()
-        normal = centred * rstd
-        error = (normal * scale + shift - target) * scale
-        along = (error * normal).mean(-1, keepdim=True)
-        return (error - error.mean(-1, keepdim=True) - normal * along) * rstd
-
-    def _read(self, q: Tensor, prediction: Tensor) -> Tensor:
-        normal = F.layer_norm(prediction, prediction.shape[-1:], eps=_EPS)
-        return q + normal * self.inner_scale.float() + self.inner_shift.float()
-
-    def _recurrent(
-        self, q: Tensor, k: Tensor, v: Tensor, rate: Tensor, place: Tensor, first: Tensor, weight: Tensor, total: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The definition; `first` [B or 1, T] marks the real tokens that are the first of a mini-batch."""
-        scale, outputs = self._token_scale().flatten(), []
-        for t in range(q.shape[1]):
-            q_t, k_t, v_t = (heads[:, t, :, None] for heads in (q, k, v))  # [B, H, 1, K]
-            first_t = first[:, t, None, None, None]
-            weight = torch.where(first_t, weight - scale[-1] * total, weight)
-            total = total.masked_fill(first_t, 0.0)
-            gradient = self._gradient(_with_one(k_t) @ weight, v_t - k_t)
-            total = total + rate[:, t, :, None, None] * _with_one(k_t).mT * gradient
-            weight_t = weight - scale[place[:, t]][:, None, None, None] * total
-            outputs.append(self._read(q_t, _with_one(q_t) @ weight_t))
-        return torch.cat(outputs, dim=2).transpose(1, 2), weight, total
-
-    def _chunked(
-        self, q: Tensor, k: Tensor, v: Tensor, rate: Tensor, batches: MiniBatches, weight: Tensor, total: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by mini-batches: attention within each to its gradients, from one to the next through W."""
-        scale = self._token_scale()
-        q, k, v = (batches.arrange(heads).transpose(2, 3) for heads in (q, k, v))  # [B, N, H, C, K]
-        rate = batches.arrange(rate).mT[..., None, :]  # [B, N, H, 1, C]
-        keys, queries = _with_one(k), _with_one(q)
-        scores = (queries @ keys.mT).tril() * rate
-        writes = keys.mT * rate
-        begins = batches.begins[..., None, None, None]  # [B or 1, N, 1, 1, 1]
-        predictions = []
-        for n in range(q.shape[1]):
-            weight = torch.where(begins[:, n], weight - scale[0, -1] * total, weight)
-            total = total.masked_fill(begins[:, n], 0.0)
-            gradient = self._gradient(keys[:, n] @ weight, v[:, n] - k[:, n])
-            step = scores[:, n] @ gradient
-            if n == 0:  # only the first mini-batch may have begun in an earlier call
-                step = step + queries[:, n] @ total
-            predictions.append(queries[:, n] @ weight - scale * step)
-            total = total + writes[:, n] @ gradient
-        o = self._read(q, torch.stack(predictions, dim=1))
-        return batches.restore(o.transpose(2, 3)), weight, total
-
     def cache_spec(self) -> CacheSpec:
         entry = Fixed(tuple(self.initial.shape))
         return {"learned": entry, "total": entry}
@@ -192,7 +141,3 @@ class TttLinear(SequenceBlock):
 
     def uncounted_flops_per_token(self, context: int) -> int:
         return 2 * self.initial.numel()  # the outer product of a gradient
-
-
-def _with_one(heads: Tensor) -> Tensor:
-    return F.pad(heads, (0, 1), value=1.0)

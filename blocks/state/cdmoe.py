@@ -14,7 +14,7 @@ The published keys start at zero: all scores tie, every token retrieves the same
 no gradient at first (`fidelity: published`). Here they start at random. The form in `transformers` also splits the
 router's scores across tokens, so that a token reads others; that is not offered.
 
-Shape letters: N token, H head, K pick, P pair of halves (2), M key of a half (n), C channel of a half, E expert (n²).
+Shape letters: N token, D d_model.
 """
 
 from collections.abc import Mapping
@@ -28,17 +28,17 @@ from torch import Tensor, nn
 from doge_lab.block import BlockConfig, RouterStats, Routing, StateBlock
 from doge_lab.errors import UserError
 from doge_lab.layers.activations import Activation, activation
-from doge_lab.layers.experts import Picks, pick_dot, pick_sum
 from doge_lab.layers.feed_forward import FeedForward, FeedForwardForm
 from doge_lab.layers.init import init_linear, init_weight
-from doge_lab.layers.product_keys import product_key_balance_loss, product_key_top_k
-from doge_lab.layers.routing import Normalisation, check_normalisation, count_picks, route_weights
+from doge_lab.layers.product_key_router import ProductKeyRouter
+from doge_lab.layers.routing import Normalisation, check_normalisation
+from doge_lab.ops.picks import pick_dot, pick_sum
 
 
 class CDMoE(StateBlock):
     """A shared perceptron (the cross domain) and private experts of one neuron each, retrieved by product keys."""
 
-    weight_matrices = ("keys", "down", "up")
+    weight_matrices = ("down", "up")
     width_option = "d_cross_domain"
     search_space: ClassVar[Mapping[str, Any]] = {
         "n_experts": {"choice": [16, 64, 256, 1024]},
@@ -70,8 +70,6 @@ class CDMoE(StateBlock):
         """How scores become weights: a softmax over a head's chosen, over all experts, or a sigmoid of each."""
         fidelity: Literal["published", "working"] = "working"
         """`published` starts the keys at zero, `working` at random."""
-        impl: Literal["reference", "fast"] = "fast"
-        """`reference` is the definition, in einx; `fast` holds no gathered rows and scores no pair in vain."""
         balance_loss_weight: NonNegativeFloat = 0.0
         """Weight of the balance loss in the training loss."""
 
@@ -105,8 +103,15 @@ class CDMoE(StateBlock):
             )
         self.act = activation(c.act_fn)
         self.shared = FeedForward(d_model, c.d_cross_domain or 4 * d_model, form=c.cross_domain, act=c.act_fn)
-        self.query = nn.Linear(d_model, c.n_experts_heads * d_query, bias=False)
-        self.keys = nn.Parameter(torch.empty(c.n_experts_heads, isqrt(c.n_experts), 2, d_query // 2))
+        self.router = ProductKeyRouter(
+            d_model,
+            n_keys=isqrt(c.n_experts),
+            n_heads=c.n_experts_heads,
+            top_k=c.n_experts_per_head,
+            d_query=d_query,
+            normalisation=c.normalisation,
+            query_norm="none",
+        )
         self.down = nn.Parameter(torch.empty(c.n_experts, d_model))
         self.up = nn.Parameter(torch.empty(c.n_experts, d_model))
         self.reset_parameters()
@@ -114,71 +119,45 @@ class CDMoE(StateBlock):
     def reset_parameters(self) -> None:
         # In series the shared perceptron feeds the experts, and they alone write to the stream.
         self.shared.init(1.0 if self.config.form == "serial" else self.output_scale)
-        init_linear(self.query)
-        if self.config.fidelity == "published":
-            nn.init.zeros_(self.keys)
-        else:
-            init_weight(self.keys, self.keys.shape[-1])
+        self._init_router()
         init_weight(self.down, self.d_model)
         init_weight(self.up, self.d_model, self.output_scale)
+
+    def _init_router(self) -> None:
+        """Queries and keys, drawn in the published order, so that a seed goes on meaning the same weights."""
+        query, keys = self.router.query.weight, self.router.keys
+        init_linear(self.router.query)
+        with torch.no_grad():  # [half, head, channel] -> [head, half, channel]
+            query.copy_(query.unflatten(0, (2, keys.shape[1], -1)).transpose(0, 1).reshape(query.shape))
+            if self.config.fidelity == "published":
+                keys.zero_()
+                return
+            drawn = torch.empty_like(keys.permute(1, 2, 0, 3), memory_format=torch.contiguous_format)
+            init_weight(drawn, drawn.shape[-1])
+            keys.copy_(drawn.permute(2, 0, 1, 3))  # [head, key, half, channel] -> [half, head, key, channel]
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         shared = self.shared(tokens)
-        retrieve = self._reference if self.config.impl == "reference" else self._fast
         if self.config.form == "serial":
-            return retrieve(shared).view_as(x)
-        return (shared + retrieve(tokens)).view_as(x)
+            return self._retrieve(shared).view_as(x)
+        return (shared + self._retrieve(tokens)).view_as(x)
 
-    def _fast(self, z: Tensor) -> Tensor:
-        """What the experts make of `z` [N, D]; the search has the tokens innermost."""
-        halves, experts, weights = self._search(z)
-        picks = Picks.prepare(experts.permute(2, 1, 0).flatten(1), len(self.down))  # [N, H K]
-        self.router_stats = self._report(picks.counts, halves)
-        hidden = self._weighed(pick_dot(z, self.down, picks), weights.permute(2, 1, 0).flatten(1))
-        return pick_sum(hidden, self.up, picks)
-
-    def _search(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of the halves [P, M, H, N], the best experts [K, H, N] and their weights [K, H, N]."""
-        c, (n_heads, _, _, d_half) = self.config, self.keys.shape
-        query = (self.query.weight @ z.t()).view(2, n_heads, d_half, -1)
-        halves = (self.keys.permute(2, 0, 1, 3) @ query).transpose(1, 2)
-        scores, experts = product_key_top_k(halves, c.n_experts_per_head)
-        # The softmax over all pairs is the product of the softmaxes over either half.
-        return halves, experts, route_weights(scores, c.normalisation, lambda: halves.logsumexp(1).sum(0), dim=0)
+    def _retrieve(self, z: Tensor) -> Tensor:
+        """What the experts make of `z` [N, D]."""
+        found = self.router(z)
+        self.router_stats = RouterStats.balanced(self.config.balance_loss_weight, found.balance_loss, found.usage())
+        hidden = self._weighed(pick_dot(z, self.down, found.picks), found.weights)
+        return pick_sum(hidden, self.up, found.picks)
 
     def routing(self, x: Tensor) -> Routing:
-        tokens = x.flatten(0, -2)
-        halves, *found = self._search(self.shared(tokens) if self.config.form == "serial" else tokens)
-        chosen, weights = (each.flatten(1).t() for each in found)
-        pairs = halves[0][:, None] + halves[1][None]  # [M, M, H, N]
-        scores = pairs.permute(2, 3, 0, 1).flatten(2).flatten(0, 1)
-        return Routing(scores, chosen, weights, self.config.normalisation)
-
-    def _reference(self, z: Tensor) -> Tensor:
-        import einx  # a second of imports that only the definition needs
-
-        c = self.config
-        halves = einx.dot("t (p h [c]), h m p [c] -> p t h m", self.query(z), self.keys, p=2)
-        every_score = einx.add("t h i, t h j -> t h (i j)", halves[0], halves[1])
-        scores, experts = every_score.topk(c.n_experts_per_head, dim=-1)  # [N, H, K]
-        weights = route_weights(scores, c.normalisation, lambda: every_score.logsumexp(-1, keepdim=True))
-        self.router_stats = self._report(count_picks(experts, c.n_experts), einx.id("p t h m -> p m h t", halves))
-        down = einx.get_at("[e] d, t h k -> t h k d", self.down, experts)
-        up = einx.get_at("[e] d, t h k -> t h k d", self.up, experts)
-        hidden = self._weighed(einx.dot("t [d], t h k [d] -> t h k", z, down), weights)
-        return einx.dot("t [h k], t [h k] d -> t d", hidden, up)
+        z = self.shared(x) if self.config.form == "serial" else x
+        return Routing(*self.router.choice(z), self.config.normalisation)
 
     def _weighed(self, dots: Tensor, weights: Tensor) -> Tensor:
         if self.config.weigh == "before_activation":
             return self.act(dots * weights)
         return self.act(dots) * weights
-
-    def _report(self, counts: Tensor, halves: Tensor) -> RouterStats:
-        """What the search chose, from `counts` [E] and `halves` [P, M, H, N]."""
-        usage = counts / (halves[0, 0].numel() * self.config.n_experts_per_head)
-        weight = self.config.balance_loss_weight
-        return RouterStats.balanced(weight, lambda: product_key_balance_loss(halves, usage), usage)
 
     def known_faults(self) -> Mapping[str, str]:
         if self.config.fidelity == "working" or self.config.n_experts_per_head == self.config.n_experts:

@@ -32,7 +32,8 @@ from doge_lab.layers.activations import Activation, activation
 from doge_lab.layers.expert_mlps import ExpertMLPs, expert_tables
 from doge_lab.layers.init import init_weight
 from doge_lab.layers.precision import at_least_float32
-from doge_lab.layers.routing import balance_loss, count_picks
+from doge_lab.layers.routing import balance_loss
+from doge_lab.ops.picks import count_picks
 
 
 class FastFeedforward(StateBlock):
@@ -98,9 +99,7 @@ class FastFeedforward(StateBlock):
             leaf, log_probability = self._descend(1, lambda node: (self.nodes[node] @ x.t())[0])
         self.router_stats = self._report(count_picks(leaf, len(self.up)) / len(x), logits)
         one = (log_probability - log_probability.detach()).exp().to(x.dtype)
-        leaves = self._leaves
-        compute = leaves.every_chosen if leaves.favours_every(len(x), 1) else leaves.chosen
-        return compute(x, leaf[None], one[None])
+        return self._leaves.chosen(x, leaf[None], one[None])
 
     def _logits(self, x: Tensor) -> Tensor:
         """For every node, how much it is for going right: [M, N]."""

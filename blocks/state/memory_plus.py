@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doge_lab.block import BlockConfig, RouterStats, Routing, StateBlock
-from doge_lab.layers.experts import pick_sum
 from doge_lab.layers.init import init_linear, init_weight
 from doge_lab.layers.product_key_router import ProductKeyRouter, check_product_keys
 from doge_lab.layers.routing import Normalisation
+from doge_lab.ops.picks import pick_sum
 
 
 class MemoryPlus(StateBlock):

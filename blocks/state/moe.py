@@ -25,7 +25,8 @@ from doge_lab.layers.activations import Activation, activation
 from doge_lab.layers.expert_mlps import ExpertMLPs, expert_tables
 from doge_lab.layers.feed_forward import FeedForward, FeedForwardForm
 from doge_lab.layers.init import init_linear
-from doge_lab.layers.routing import Normalisation, balance_loss, check_normalisation, count_picks, route_weights
+from doge_lab.layers.routing import Normalisation, balance_loss, check_normalisation, route_weights
+from doge_lab.ops.picks import count_picks
 
 
 class MoE(StateBlock):
@@ -89,9 +90,7 @@ class MoE(StateBlock):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         logits, chosen, weights = self._route(tokens)
-        experts = self._experts
-        compute = experts.every_chosen if self._computes_every_expert(len(tokens)) else experts.chosen
-        y = compute(tokens, chosen, weights)
+        y = self._experts.chosen(tokens, chosen, weights)
         if self.shared is not None:
             y = y + self.shared(tokens)
         self.router_stats = self._report(logits, chosen)
@@ -111,9 +110,6 @@ class MoE(StateBlock):
     @property
     def _experts(self) -> ExpertMLPs:
         return ExpertMLPs(self.gate, self.up, self.down, self.act)
-
-    def _computes_every_expert(self, n_tokens: int) -> bool:
-        return self._experts.favours_every(n_tokens, self.config.top_k)
 
     def _report(self, logits: Tensor, chosen: Tensor) -> RouterStats:
         """What the forward pass chose; a loss whose weight is 0 is not computed and reads 0."""

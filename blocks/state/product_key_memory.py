@@ -18,10 +18,10 @@ from pydantic import NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from doge_lab.block import BlockConfig, RouterStats, Routing, StateBlock
-from doge_lab.layers.experts import pick_sum
 from doge_lab.layers.init import init_weight
 from doge_lab.layers.product_key_router import ProductKeyRouter, QueryNorm, check_product_keys
 from doge_lab.layers.routing import Normalisation
+from doge_lab.ops.picks import pick_sum
 
 
 class ProductKeyMemory(StateBlock):

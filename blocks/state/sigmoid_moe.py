@@ -31,8 +31,8 @@ from doge_lab.layers.expert_mlps import ExpertMLPs, expert_tables
 from doge_lab.layers.feed_forward import FeedForward, FeedForwardForm
 from doge_lab.layers.init import init_linear
 from doge_lab.layers.precision import at_least_float32
-from doge_lab.layers.routing import count_picks
-from doge_lab.layers.top_k import top_k_indices
+from doge_lab.ops.picks import count_picks
+from doge_lab.ops.top_k_indices import top_k_indices
 
 
 class SigmoidMoE(StateBlock):
@@ -106,10 +106,9 @@ class SigmoidMoE(StateBlock):
         self.load.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens, c, experts = x.flatten(0, -2), self.config, self._experts
+        tokens, c = x.flatten(0, -2), self.config
         _, chosen, weights = self._route(tokens)
-        compute = experts.every_chosen if experts.favours_every(len(tokens), c.top_k) else experts.chosen
-        y = compute(tokens, chosen, weights)
+        y = self._experts.chosen(tokens, chosen, weights)
         if self.shared is not None:
             y = y + self.shared(tokens)
         load = count_picks(chosen, c.n_experts)

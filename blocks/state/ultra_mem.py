@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from doge_lab.block import BlockConfig, RouterStats, Routing, StateBlock
 from doge_lab.errors import UserError
-from doge_lab.layers.experts import Picks, pick_sum
 from doge_lab.layers.init import init_linear, init_weight
 from doge_lab.layers.precision import at_least_float32
 from doge_lab.layers.product_key_router import DEFAULT_KEYS, check_norm_width, normalise
-from doge_lab.layers.routing import check_normalisation, count_picks, route_weights
-from doge_lab.layers.top_k import top_k_indices
+from doge_lab.layers.routing import check_normalisation, route_weights
+from doge_lab.ops.picks import Picks, count_picks, pick_sum
+from doge_lab.ops.top_k_indices import top_k_indices
 
 
 class UltraMem(StateBlock):

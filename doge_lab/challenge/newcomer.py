@@ -13,9 +13,9 @@ from typing import Any
 from doge_lab import registry
 from doge_lab.block import Kind, SequenceBlock, StateBlock
 from doge_lab.config import RunConfig
+from doge_lab.engine.checks import KNOWN_FAULT, cases_of, examine
 from doge_lab.errors import UserError
 from doge_lab.model import BlockRef
-from doge_lab.search.vetting import KNOWN_FAULT, examine, suspects_of
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ def _blocks_in(module: ModuleType) -> list[str]:
 def failures(newcomer: Newcomer, run: RunConfig, *, allow_faults: bool) -> list[str]:
     """The checks of the contract that the block fails in the options that `run` gives it, matched width included."""
     said = []
-    for suspect in suspects_of(run.dump()):
-        if (suspect.kind, suspect.type) == (newcomer.kind, newcomer.written["type"]):
+    for case in cases_of(run.dump()):
+        if (case.kind, case.type) == (newcomer.kind, newcomer.written["type"]):
             said += [
                 f"{result['name']}: {result['message']}"
-                for result in examine(suspect)
+                for result in examine(case)
                 if not (allow_faults and result["status"] == KNOWN_FAULT)
             ]
     return said

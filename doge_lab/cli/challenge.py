@@ -40,7 +40,6 @@ def run(options: argparse.Namespace) -> int:
     from doge_lab.challenge.frame import Frame
     from doge_lab.challenge.newcomer import failures, load
     from doge_lab.challenge.standing import standing
-    from doge_lab.config import foreign_blocks
     from doge_lab.experiment.config import arms_of
     from doge_lab.yamlfile import with_overrides
 
@@ -67,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         "name": newcomer.name,
         "mode": frame.mode,
         "frame": frame.written(),
-        "code": {**result["code"], **foreign_blocks(arm.run)},
+        "code": result["code"],
         "stored_code": stored["code"] if stored else None,
         "device": options.device,
         **standing(

@@ -17,6 +17,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from doge_lab.report import write_report
+    from doge_lab.report.honesty import outdated_lines
     from doge_lab.report.pairs import warnings
     from doge_lab.report.table import front_table
     from doge_lab.search.study import read_results
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     console = wide_console()
     console.print(front_table(results))
-    for line in warnings(results):
+    for line in (*outdated_lines(results), *warnings(results)):
         console.print(line, markup=False, soft_wrap=True)
     for path in written.values():
         console.print(str(path), highlight=False, soft_wrap=True)

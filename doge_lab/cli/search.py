@@ -98,6 +98,7 @@ def _watched(search: "Coordinator", *, quiet: bool) -> None:
 def _finish(search: "Coordinator", options: argparse.Namespace) -> int:
     """Write the report and say what was found. The exit code: 1 when no trial was completed."""
     from doge_lab.report import write_report
+    from doge_lab.report.honesty import outdated_lines
     from doge_lab.report.pairs import warnings
     from doge_lab.report.table import front_table
 
@@ -126,7 +127,7 @@ def _finish(search: "Coordinator", options: argparse.Namespace) -> int:
         console.print("No sound model was trained, so there is no front.")
     ended = f"The search ended early: {results.ended_early}." if results.ended_early else ""
     failed = [f"{count} trials failed: {reason}" for reason, count in results.failures.items()]
-    for line in filter(None, (*warnings(results), *failed, ended)):
+    for line in filter(None, (*outdated_lines(results), *warnings(results), *failed, ended)):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"Report: {written['report.html']}", highlight=False, soft_wrap=True)
     return int(not results.candidates)

@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
     from doge_lab.config import load
     from doge_lab.files import only_one
     from doge_lab.run import execute, torch_device
+    from doge_lab.stored import PREVIOUS
     from doge_lab.train import Diverged
 
     consent(options)
@@ -66,8 +67,12 @@ def run(options: argparse.Namespace) -> int:
         "seed": run.seed,
         "seeds": 1,
         "cost": run.cost().dump(),
-        "tasks": {label: {**end["metrics"], "seconds": end["wall_seconds"]} for label, end in ends.items()},
+        "tasks": {label: _scores(end) for label, end in ends.items()},
     }
+    for label, end in ends.items():
+        if "replaces" in end:
+            kept = out / label / PREVIOUS
+            print(f"doge-lab: {label} was trained again: {end['replaces']} (before: {kept})", file=sys.stderr)
     because = sorted({end["because"] for end in ends.values() if "because" in end})
     for reason in because:
         print(f"doge-lab: a repeat may differ in the last bits: {reason}", file=sys.stderr)
@@ -76,6 +81,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         print_scores(facts, f"One seed ({run.seed}), so no interval. Records and weights: {out}")
     return 0
+
+
+def _scores(end: Mapping[str, Any]) -> dict[str, Any]:
+    replaces = {"replaces": end["replaces"]} if "replaces" in end else {}
+    return {**end["metrics"], "seconds": end["wall_seconds"], **replaces}
 
 
 class _Progress:

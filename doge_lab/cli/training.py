@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,8 @@ def train(experiment: "Experiment", out: Path, options: argparse.Namespace) -> t
         except KeyboardInterrupt as stopped:
             code = signals.exit_code(stopped)
             signals.tell(stopped, CONTINUES)
+        for reason, runs in runner.replaced.items():
+            print(f"doge-lab: {runs} stored runs were trained again: {reason}", file=sys.stderr)
         write_result(experiment, runner.cells, out)
         return result_of(experiment, runner.cells), code
 

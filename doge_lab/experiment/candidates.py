@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from doge_lab import config as runs
-from doge_lab.config import fingerprint
 from doge_lab.errors import UserError
 from doge_lab.experiment import config as experiments
 from doge_lab.experiment.config import Experiment, Protocol, treated
+from doge_lab.identity import fingerprint
 from doge_lab.search.front import Candidate
 from doge_lab.search.space import fill
 from doge_lab.search.study import STUDY, read_results

@@ -15,8 +15,9 @@ from typing import Any
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
 from doge_lab import config as runs
-from doge_lab.config import RunConfig, fingerprint
+from doge_lab.config import RunConfig
 from doge_lab.errors import UserError, in_file
+from doge_lab.identity import fingerprint
 from doge_lab.strict import Strict, validate
 from doge_lab.tasks import Task
 from doge_lab.yamlfile import read_mapping, with_overrides, with_values

@@ -1,15 +1,18 @@
-"""Trains an experiment over worker processes. What is finished lies on disk, so the same call again continues it."""
+"""Trains an experiment over a pool. What is finished lies on disk, so the same call again continues it."""
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from doge_lab.engine.drive import Answer, drive
+from doge_lab.engine.pool import Pool
+from doge_lab.engine.protocol import FAILED, LAST, REPORT
+from doge_lab.engine.protocol import Job as Message
 from doge_lab.experiment.config import Experiment, arms_of
 from doge_lab.experiment.plan import Cell, Job, Outcome
 from doge_lab.files import only_one
-from doge_lab.search.pool import DONE, FAILED, REPORT, Pool
 
 RUNS = "runs"
 
@@ -27,9 +30,13 @@ class Runner:
     notes: dict[int, str] = field(default_factory=dict)
     """Job number -> how far it is, for the live view."""
     done: int = 0
+    replaced: Counter[str] = field(default_factory=Counter)
+    """Why stored runs were trained again -> how many."""
 
     def __post_init__(self) -> None:
         protocol = self.experiment.protocol
+        self._waiting: deque[Job] = deque()
+        self._given: list[Job] = []
         self.arms = arms_of(self.experiment)
         self.cells = [Cell(arm, task, protocol) for arm in self.arms for task in arm.run.tasks]
 
@@ -41,26 +48,34 @@ class Runner:
     def run(self) -> list[Cell]:
         """Tune and score every cell. Raises `UserError` when another process is at work in the folder."""
         pool = Pool(self.devices, self.allow_import, self.job_timeout)
+        self._waiting.extend(job for cell in self.cells for job in (list(cell.tuning()) or list(cell.reporting())))
         with only_one(self.directory, "experiment"), pool:
-            self._work(pool)
+            drive(self, pool, self._heard)
+        self.on_change(self)
         return self.cells
 
-    def _work(self, pool: Pool) -> None:
-        waiting = deque(job for cell in self.cells for job in (list(cell.tuning()) or list(cell.reporting())))
-        given: list[Job] = []
-        while waiting or pool.running:
-            while waiting and pool.idle:
-                given.append(waiting.popleft())
-                pool.submit(self._message(len(given) - 1, given[-1]))
-            self.on_change(self)
-            event, message, content = pool.wait()
-            number = message.get("job", -1)
-            if event == REPORT:
-                job = given[number]
-                self.notes[number] = f"{job.cell.arm.name}: {content['task']} {content['step']}/{content['steps']}"
-            elif event in (DONE, FAILED):
-                self.notes.pop(number, None)
-                waiting.extend(self._note(given[number], content, event))
+    def next(self, running: int) -> Message | None:
+        """The next run of a cell that knows what to train."""
+        if not self._waiting:
+            return None
+        self._given.append(self._waiting.popleft())
+        return self._message(len(self._given) - 1, self._given[-1])
+
+    def tell(self, message: Message, answer: Answer) -> None:
+        """Keep an outcome; what it makes possible is trained next."""
+        job = self._given[message["job"]]
+        self.done += 1
+        job.cell.note(job, self._outcome(job, answer))
+        if job.scored_on == "validation" and job.cell.is_tuned:
+            self._waiting.extend(job.cell.reporting())
+
+    def _heard(self, event: str, message: Message, content: Answer) -> None:
+        number = message.get("job", -1)
+        if event == REPORT:
+            name = self._given[number].cell.arm.name
+            self.notes[number] = f"{name}: {content['task']} {content['step']}/{content['steps']}"
+        elif event in LAST:
+            self.notes.pop(number, None)
         self.on_change(self)
 
     def _message(self, number: int, job: Job) -> dict[str, Any]:
@@ -68,15 +83,9 @@ class Runner:
         said = {"job": number, "kind": "train", "run": job.run.dump(), "folder": folder, "scored_on": job.scored_on}
         return {**said, "siblings": job.cell.arm.name}  # arms may be of very different sizes
 
-    def _note(self, job: Job, content: Mapping[str, Any], event: str) -> list[Job]:
-        """Keep an outcome; what it makes possible to train next."""
-        self.done += 1
-        if event == FAILED:
-            diverged = content.get("diverged", False)
-            outcome = Outcome(job.seed, None, content["reason"], diverged)
-        else:
-            spent = {name: content[name] for name in ("seconds", "cpu_seconds")}
-            outcome = Outcome(job.seed, content["metrics"][job.cell.task.label], **spent)
-        job.cell.note(job, outcome)
-        begins = job.scored_on == "validation" and job.cell.is_tuned
-        return list(job.cell.reporting()) if begins else []
+    def _outcome(self, job: Job, answer: Answer) -> Outcome:
+        if answer["event"] == FAILED:
+            return Outcome(job.seed, None, answer["reason"], answer.get("diverged", False))
+        self.replaced.update(answer["replaced"])
+        spent = {name: answer[name] for name in ("seconds", "cpu_seconds")}
+        return Outcome(job.seed, answer["metrics"][job.cell.task.label], **spent)

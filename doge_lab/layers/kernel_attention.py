@@ -12,21 +12,20 @@ Shape letters: B batch row, T token, H head, F feature, V value channel.
 from torch import Tensor
 from torch.nn import functional as F
 
-from doge_lab.layers.scalar_recurrence import chunked, recurrent
+from doge_lab.ops.scalar_recurrence import scalar_recurrence
 
 _EPS = 1e-6  # where no weight is: padding, and features that have nothing in common
 
 
 def kernel_attention(
-    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, *, normalise: bool = True, token_by_token: bool = False
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, *, normalise: bool = True
 ) -> tuple[Tensor, Tensor]:
     """q, k [B, T, H, F], v [B, T, H, V] -> outputs like v and the state [B, H, F, 1 + V].
 
     Without `normalise` outputs are the plain sums φ(q_t) S_t, and the state is [B, H, F, V].
     """
-    recur = recurrent if token_by_token or q.shape[1] == 1 else chunked
     no_decay = v.new_zeros(1, q.shape[1], 1)
     if not normalise:
-        return recur(q, k, v, no_decay, state)
-    sums, state = recur(q, k, F.pad(v, (1, 0), value=1.0), no_decay, state)
+        return scalar_recurrence(q, k, v, no_decay, state)
+    sums, state = scalar_recurrence(q, k, F.pad(v, (1, 0), value=1.0), no_decay, state)
     return sums[..., 1:] / (sums[..., :1] + _EPS), state

@@ -1,4 +1,4 @@
-"""Root mean square normalisation, in its weights' precision whatever the type around it.
+"""Normalisation: by the root mean square, in its weights' precision whatever the type around it, and to unit length.
 
     y = x / sqrt(mean(x²) + eps) ⊙ weight
 
@@ -15,3 +15,9 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, self.weight.dtype))
         return super().forward(wide).to(x.dtype)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1 in float32; of zero where they are zero."""
+    x = x.float()
+    return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6)

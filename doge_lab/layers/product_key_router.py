@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from doge_lab.errors import UserError
-from doge_lab.layers.experts import Picks
 from doge_lab.layers.init import init_linear, init_weight
 from doge_lab.layers.precision import at_least_float32
-from doge_lab.layers.product_keys import product_key_balance_loss, product_key_top_k
-from doge_lab.layers.routing import Normalisation, check_normalisation, route_weights
+from doge_lab.layers.routing import Normalisation, balance_loss, check_normalisation, route_weights
+from doge_lab.ops.picks import Picks
+from doge_lab.ops.product_key_top_k import product_key_top_k
 
 QueryNorm = Literal["rms", "layer", "none"]
 DEFAULT_KEYS = 16
@@ -48,6 +48,15 @@ class Retrieved:
     def balance_loss(self) -> Tensor:
         """E times the product of usage and mean probability, summed over the slots; not weighted."""
         return product_key_balance_loss(self.halves, self.usage())
+
+
+def product_key_balance_loss(halves: Tensor, usage: Tensor) -> Tensor:
+    """The balance loss over all pairs, not weighted: `halves` [2, n, ...] and each pair's share of the picks [n²].
+
+    The probability of a pair is the product of those of its halves, and is averaged over what follows dimension 1.
+    """
+    rows, columns = halves.float().softmax(1).flatten(2)
+    return balance_loss(usage, (rows @ columns.t()).flatten() / rows.shape[1])
 
 
 def check_product_keys(n_keys: int | None, top_k: int, normalisation: Normalisation) -> None:

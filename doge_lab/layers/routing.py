@@ -15,7 +15,6 @@ Shape letters: E expert.
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from doge_lab.errors import UserError
@@ -45,12 +44,6 @@ def route_weights(
     if normalisation == "sigmoid":
         return scores.sigmoid()
     return (scores - log_total()).exp()
-
-
-def count_picks(indices: Tensor, n_experts: int) -> Tensor:
-    """How often each expert is among `indices` (of any shape), [E]."""
-    flat = indices.flatten()
-    return torch.zeros(n_experts, dtype=flat.dtype, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 def balance_loss(usage: Tensor, probability: Tensor) -> Tensor:

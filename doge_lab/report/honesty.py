@@ -21,7 +21,7 @@ def honesty(results: Results) -> list[str]:
     """The lines as HTML, the gravest first."""
     if not results.front:
         return ["No model stands on the front."]
-    lines = [audit_line(results), _seeds_line(results)]
+    lines = [*map(escaped, outdated_lines(results)), audit_line(results), _seeds_line(results)]
     if any(not is_exact(name) for name in results.objectives):
         lines += [_validation_line(results), *_confirmed_lines(results), *_saturated_lines(results)]
         lines += [*_guessed_lines(results), _rate_line(results), *map(escaped, at_scale(results))]
@@ -30,6 +30,20 @@ def honesty(results: Results) -> list[str]:
             f"Costs (bytes, parameters, FLOPs) are counted, not measured: they are exact{_at_context(results)}."
         )
     return lines
+
+
+def outdated_lines(results: Results) -> list[str]:
+    """Whether the code has changed since the trials were computed; none when it has not."""
+    from doge_lab.search.renewing import outdated  # imports torch, which no other page needs
+
+    complete = [trial for trial in results.trials if trial.state == "complete"]
+    found = outdated((trial.number, trial.config, trial.sources) for trial in complete)
+    if not found:
+        return []
+    return [
+        f"{len(found)} of {len(complete)} finished trials were computed by other code than is here now: this code may "
+        "give other values. The same search with --resume trains them again."
+    ]
 
 
 def _seeds_line(results: Results) -> str:

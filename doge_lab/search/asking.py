@@ -11,11 +11,13 @@ import optuna
 from optuna.trial import Trial as OptunaTrial
 from optuna.trial import TrialState
 
-from doge_lab.config import RunConfig, fingerprint
+from doge_lab.config import RunConfig
+from doge_lab.engine.drive import Answer
+from doge_lab.engine.protocol import FAILED
 from doge_lab.errors import UserError
+from doge_lab.identity import fingerprint
 from doge_lab.search.front import hypervolume
 from doge_lab.search.ledger import AnyTrial, Ledger
-from doge_lab.search.protocol import FAILED
 from doge_lab.search.screening import Rejected, admit, read
 from doge_lab.search.space import Draw, Hole, Scalar, fill
 from doge_lab.search.vetting import Vetting
@@ -118,8 +120,17 @@ class Asker:
         self._asked[trial.number] = trial, costed
         return {"job": trial.number, "kind": SCREEN, "run": run.dump()}
 
-    def screened(self, job: Mapping[str, Any], weighed: Mapping[str, Any]) -> None:
-        """Take what a worker found: the candidate is trained next, or rejected untrained."""
+    def tell(self, job: Mapping[str, Any], answer: Answer) -> None:
+        """Take what a worker found: a screened candidate is trained next or rejected, a trained one is told."""
+        if job["kind"] == SCREEN:
+            self._screened(job, answer)
+        elif answer["event"] == FAILED:
+            self.ledger.end(self.ledger.trial(job["job"]), TrialState.FAIL, answer["reason"])
+        else:
+            facts = {name: answer[name] for name in ("seconds", "sources")}
+            self.ledger.complete(job["job"], answer["metrics"], **facts)
+
+    def _screened(self, job: Mapping[str, Any], weighed: Answer) -> None:
         trial, costed = self._asked.pop(job["job"])
         if weighed["event"] == FAILED:
             weighed = {"refused": f"cannot be built: {weighed['reason']}"}
@@ -160,9 +171,9 @@ class Asker:
         return self._job(trial, run.dump())
 
     def _job(self, trial: AnyTrial, run: Mapping[str, Any]) -> Job:
-        suspects = [asdict(suspect) for suspect in self.vetting.unexamined(run)]
+        cases = [asdict(case) for case in self.vetting.unexamined(run)]
         job = self.ledger.job(trial.number, run, "validation")
-        return {**job, "suspects": suspects, "allow_faults": self.space.search.allow_faults}
+        return {**job, "cases": cases, "allow_faults": self.space.search.allow_faults}
 
 
 def _drawn_by(trial: OptunaTrial) -> Draw:

@@ -7,9 +7,9 @@ the seed: the same weights are not asked twice.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from doge_lab.engine.protocol import FAILED
 from doge_lab.search.front import Audits
 from doge_lab.search.ledger import Ledger
-from doge_lab.search.pool import FAILED
 
 
 class Audit:

@@ -6,9 +6,9 @@ A model that breaks a promise then is struck off the front as one that the audit
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from doge_lab.engine.protocol import FAILED
 from doge_lab.search.audit import Audit
 from doge_lab.search.ledger import Ledger
-from doge_lab.search.pool import FAILED
 from doge_lab.search.study import Confirmed, Unconfirmed
 
 CONFIRM_SEED = 1000

@@ -5,28 +5,25 @@ and a full disk cost at most what was being trained. A trial left running by a c
 again on resume, under its own number.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from optuna.trial import TrialState
-
+from doge_lab.engine.drive import Answer, Listed, drive
+from doge_lab.engine.pool import Pool
+from doge_lab.engine.protocol import EXAMINED, LAST, REPORT, Job
 from doge_lab.errors import UserError
 from doge_lab.files import only_one
-from doge_lab.search.asking import SCREEN, Asker
+from doge_lab.search.asking import Asker
 from doge_lab.search.audit import Audit
 from doge_lab.search.config import Space
 from doge_lab.search.confirmation import Confirmation
 from doge_lab.search.front import Results
 from doge_lab.search.ledger import Ledger
-from doge_lab.search.pool import DONE, EXAMINED, FAILED, REPORT, Pool
 from doge_lab.search.study import refuse_mixing, writing_to
 from doge_lab.search.vetting import Vetting
 
 OnChange = Callable[["Coordinator"], None]
-Keep = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
 
 
 @dataclass
@@ -52,7 +49,7 @@ class Coordinator:
         refuse_mixing(self.directory, resume=self.resume)
         self.vetting = Vetting(self.space, skip_failing=self.skip_failing)
         with writing_to(self.directory), Pool(self.devices, self.allow_import, self.job_timeout) as pool:
-            self._work_through(pool, self.vetting.jobs(), self.vetting.keep)
+            drive(Listed(self.vetting.jobs(), self.vetting.keep), pool, self._heard)
             with only_one(self.directory, "search"):
                 refuse_mixing(self.directory, resume=self.resume)  # another may have begun, and ended, meanwhile
                 self.ledger = Ledger(self.space, self.directory, seed=self.seed)
@@ -70,15 +67,6 @@ class Coordinator:
         """How often a trial began or ended."""
         return self.ledger.changes
 
-    def _work_through(self, pool: Pool, jobs: Iterable[dict[str, Any]], keep: Keep) -> None:
-        """Hand out `jobs` until every one was answered."""
-        waiting = deque(jobs)
-        while waiting or pool.running:
-            while waiting and pool.idle:
-                pool.submit(waiting.popleft())
-            self.on_change(self)
-            self._handle(pool, keep)
-
     def _settle(self, pool: Pool) -> None:
         """Look at the front again and confirm it, until nobody new stands on it: others follow who is struck."""
         audit = Audit(self.ledger)
@@ -87,47 +75,24 @@ class Coordinator:
             for phase, step in (("audit", audit), ("confirm", confirmation)):
                 if jobs := list(step.jobs()):
                     self.phase = phase
-                    self._work_through(pool, jobs, step.keep)
+                    drive(Listed(jobs, step.keep), pool, self._heard)
                     break
             else:
                 return
 
     def _search(self, pool: Pool) -> None:
-        asker = Asker(self.ledger, self.vetting, seed=self.seed)
-
-        def keep(job: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-            if job["kind"] == SCREEN:
-                asker.screened(job, content)
-            else:
-                self._tell(job, content)
-
-        while True:
-            while pool.idle and (job := asker.next(len(pool.running))):
-                pool.submit(job)
-                self.on_change(self)
-            if not pool.running:
-                break
-            self._handle(pool, keep)
+        drive(Asker(self.ledger, self.vetting, seed=self.seed), pool, self._heard)
         reason = self.ledger.study.user_attrs["ended_early"]
         if reason and not self.ledger.trained:
             raise UserError(reason, "search")
 
-    def _handle(self, pool: Pool, keep: Keep) -> None:
-        """Wait for one event of the pool and act on it."""
-        event, job, content = pool.wait()
+    def _heard(self, event: str, job: Job, content: Answer) -> None:
+        """Keep in view what is being done."""
         number = job.get("job", -1)
         if event == EXAMINED:
             self.vetting.note(content)
         elif event == REPORT:
             self.notes[number] = f"{content['task']} {content['step']}/{content['steps']}"
-        if event in (DONE, FAILED):
+        elif event in LAST:
             self.notes.pop(number, None)
-            keep(job, {**content, "event": event})
         self.on_change(self)
-
-    def _tell(self, job: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-        number = job["job"]
-        if content["event"] == FAILED:
-            self.ledger.end(self.ledger.trial(number), TrialState.FAIL, content["reason"])
-        else:
-            self.ledger.complete(number, content["metrics"], content["seconds"])

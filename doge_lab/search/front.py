@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 Audits = dict[str, dict[str, dict[str, Any]]]
-"""Fingerprint -> seed -> what a second look found (`doge_lab.search.auditor.audit`)."""
+"""Fingerprint -> seed -> what a second look found (`doge_lab.engine.auditor.audit`)."""
 Direction = Literal["minimize", "maximize"]
 State = Literal["complete", "rejected", "failed", "running", "waiting"]
 
@@ -33,6 +33,7 @@ class Trial:
     metrics: task name -> its metrics, as the task's record holds them.
     cost: `doge_lab.cost.Cost.dump()` at the objective's context; empty when the model could not be built.
     seconds: wall seconds of training and scoring.
+    sources: task name -> name of the source that computed its metrics (`doge_lab.identity.Source`).
     """
 
     number: int
@@ -46,6 +47,7 @@ class Trial:
     cost: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     seconds: float = 0.0
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

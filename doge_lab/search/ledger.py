@@ -64,11 +64,11 @@ class Ledger:
         self.write(trial, reason=reason)
         self.study.tell(trial.number, state=state)
 
-    def complete(self, number: int, metrics: Mapping[str, Any], seconds: float) -> None:
-        """Close a trial with what was measured."""
+    def complete(self, number: int, metrics: Mapping[str, Any], *, seconds: float, sources: Mapping[str, str]) -> None:
+        """Close a trial with what was measured, and by what."""
         self.changes += 1
         trial = self.trial(number)
-        self.write(trial, metrics=metrics, seconds=seconds)
+        self.write(trial, metrics=metrics, seconds=seconds, sources=sources)
         self.study.tell(number, list(self.values(number, metrics).values()))
 
     def values(self, number: int, metrics: Mapping[str, Any]) -> dict[str, float]:

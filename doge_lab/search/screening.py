@@ -1,6 +1,6 @@
 """What a candidate must pass before it is worth training: it can be built and matched, and its cost is admissible.
 
-To build a model is to run its blocks' code, so that part is a job of its own (`weigh`), like training.
+To build a model is to run its blocks' code, so that part is a job (`doge_lab.engine.jobs.weigh`), like training.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 from doge_lab import config
 from doge_lab.config import RunConfig
-from doge_lab.errors import UserError, one_line
+from doge_lab.errors import UserError
 from doge_lab.search.config import Space
 from doge_lab.search.vetting import Vetting
 
@@ -33,17 +33,6 @@ def read(space: Space, drawn: Mapping[str, Any], vetting: Vetting) -> RunConfig:
             if ref.type in vetting.left_out:
                 raise Rejected(f"left out: {vetting.left_out[ref.type]}", {"contract": 1.0})
     return run
-
-
-def weigh(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved `run` and its `cost`, or why it is `refused`: it cannot be built, or not be matched."""
-    try:
-        resolved = config.parse(run).resolved()
-        return {"run": resolved.dump(), "cost": resolved.cost().dump()}
-    except UserError as error:
-        return {"refused": str(error)}
-    except (Exception, SystemExit) as error:  # a block may raise anything when it is built
-        return {"refused": f"cannot be built: {one_line(error)}"}
 
 
 def admit(space: Space, weighed: Mapping[str, Any], vetting: Vetting) -> RunConfig:

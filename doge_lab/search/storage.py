@@ -80,6 +80,8 @@ def close_storage(storage: RDBStorage) -> None:
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Whatever a damaged study raises is one line: what is wrong, what is left, the way out."""
+    said_by_optuna = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of the damage in lines of its own
     try:
         yield
     except (UserError, MemoryError):
@@ -87,8 +89,11 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:  # a flipped byte comes up as a wrong key, type, encoding or page
         if is_locked(error):
             raise UserError("is locked by another program; close it and try again", str(path)) from None
-        said = f"{type(error).__name__}: {_first_line(error)}"
+        cause = getattr(error.__cause__, "orig", None) or error  # the database's own words, not Optuna's about them
+        said = f"{type(cause).__name__}: {_first_line(cause)}"
         raise UserError(f"the study is damaged ({said}); {way_out(path)}", str(path)) from None
+    finally:
+        optuna.logging.set_verbosity(said_by_optuna)
 
 
 def way_out(path: Path) -> str:

@@ -1,7 +1,8 @@
 """The study on disk: one SQLite file that one process writes, and everything a report needs read back from it."""
 
+import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,11 @@ from doge_lab.errors import UserError
 from doge_lab.search.config import SearchConfig, Space, parse_space, read_space
 from doge_lab.search.extending import difference, moved
 from doge_lab.search.front import Direction, Results, State, Trial, candidates, front
+from doge_lab.search.renewing import begun_again, outdated
 from doge_lab.search.samplers import build_sampler
 from doge_lab.search.storage import PATIENCE, STUDY, close_storage, is_locked, open_storage, reading, the_study
+
+_log = logging.getLogger("doge_lab")
 
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",
@@ -32,6 +36,9 @@ _STATES: dict[TrialState, State] = {
 Confirmed = dict[str, dict[str, dict[str, float]]]
 """Fingerprint -> seed -> objective -> value on fresh test data."""
 
+
+LOOKED_AT = ("confirmed", "unconfirmed", "audited")
+"""Attributes of a study that hold what was found of a candidate after its trials."""
 
 Unconfirmed = dict[str, dict[str, str]]
 """Fingerprint -> seed -> why its confirmation failed."""
@@ -83,8 +90,9 @@ def open_study(directory: Path, space: Space, *, seed: int) -> tuple[Study, RDBS
     if changed := _decisive_changes(before.search, space.search):
         raise UserError(f"{directory} was searched with other search.{changed}; choose another --out")
     space = replace(space, search=space.search.model_copy(update={"objectives": objectives_of(study)}))
-    if before.run != space.run:
-        _extended(study, storage, path, before, space)
+    stale = outdated_trials(study)
+    if before.run != space.run or stale:
+        _rewritten(study, storage, path, before, space, stale)
         study, storage = the_study(path)
     # A resumed sampler must not repeat the draws of the first part.
     study.sampler = build_sampler(space.search, seed + len(study.trials))
@@ -119,22 +127,40 @@ def create_study(
     half_made.rename(path)
 
 
-def _extended(study: Study, storage: RDBStorage, path: Path, before: Space, space: Space) -> None:
-    """Move every trial into a wider space: the old file is replaced by a whole new one.
+def outdated_trials(study: Study) -> list[int]:
+    """Numbers of the finished trials that other code computed."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    facts = [(trial.number, trial.user_attrs) for trial in complete if "config" in trial.user_attrs]
+    return outdated((number, attrs["config"], attrs.get("sources", {})) for number, attrs in facts)
 
-    Raises `UserError` for a change that is more than further choices and wider ranges.
+
+def _rewritten(
+    study: Study, storage: RDBStorage, path: Path, before: Space, space: Space, stale: Collection[int]
+) -> None:
+    """Move every trial into a wider space, the `stale` ones to be trained again; the file is replaced by a whole one.
+
+    Raises `UserError` for a change of the space that is more than further choices and wider ranges.
     """
     if where := difference(before.run, space.run):
         raise UserError(
             f"{path.parent} was searched with another space: {where}; a resumed search may add choices and widen "
             "ranges, for anything else choose another --out"
         )
-    trials = [moved(trial, space.run) for trial in study.get_trials(deepcopy=False)]
+    old = study.get_trials(deepcopy=False)
+    gone = {trial.user_attrs["candidate"] for trial in old if trial.number in stale}
+    trials = [begun_again(trial) if trial.number in stale else trial for trial in old]
     wider = path.with_name(f".{path.name}.wider")
     wider.unlink(missing_ok=True)
-    create_study(wider, space, attributes=study.user_attrs, trials=trials)
+    attributes = {**study.user_attrs, **{name: _without(study.user_attrs.get(name, {}), gone) for name in LOOKED_AT}}
+    create_study(wider, space, attributes=attributes, trials=[moved(trial, space.run) for trial in trials])
     close_storage(storage)
     wider.replace(path)
+    if stale:
+        _log.warning("%d trials were computed by other code and are trained again", len(stale))
+
+
+def _without(found: Mapping[str, Any], gone: Collection[str]) -> dict[str, Any]:
+    return {candidate: facts for candidate, facts in found.items() if candidate not in gone}
 
 
 def objectives_of(study: Study) -> dict[str, Direction]:
@@ -196,6 +222,7 @@ def _read_trial(trial: FrozenTrial, objectives: Iterable[str]) -> Trial:
         cost=attrs.get("cost", {}),
         reason=reason,
         seconds=attrs.get("seconds", 0.0),
+        sources=attrs.get("sources", {}),
     )
 
 

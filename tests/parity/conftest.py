@@ -1,10 +1,28 @@
-"""A comparison with transformers is skipped where transformers is not installed; the extra `dev` installs it."""
+"""Shared by the parity tests. Comparisons with transformers are skipped where it is absent; `dev` installs it."""
 
 import importlib.util
+from contextlib import nullcontext
 
 import pytest
 
+from doge_lab.ops.dispatch import REFERENCE, using
+from doge_lab.ops.expert_mlps import expert_mlps
+
 MISSING = importlib.util.find_spec("transformers") is None
+
+
+@pytest.fixture(params=["fast", REFERENCE])
+def form(request):
+    """Ops in the form that is fast, and in their reference form."""
+    with using(REFERENCE) if request.param == REFERENCE else nullcontext():
+        yield request.param
+
+
+@pytest.fixture(params=expert_mlps.forms)
+def experts_computed(request):
+    """Routed perceptrons side by side, and one after the other."""
+    with using(request.param, expert_mlps):
+        yield request.param
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,7 +5,6 @@ import torch
 
 from blocks.sequence.based import Based, taylor_features
 from doge_lab.errors import UserError
-from doge_lab.testing import check_same_function
 
 BLOCK = "sequence/based"
 ORACLE = "every weight of the paper, written out in float64"
@@ -27,11 +26,11 @@ def by_the_paper(w, x, n_heads, feature_dim):
 
 
 @pytest.mark.parametrize("strength", [0.2, 1.0, 3.0])
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("rows", "tokens", "d_model", "n_heads", "feature_dim"), SHAPES)
-def test_forward_and_every_gradient(rows, tokens, d_model, n_heads, feature_dim, impl, strength):
+def test_forward_and_every_gradient(rows, tokens, d_model, n_heads, feature_dim, strength):
     torch.manual_seed(tokens)
-    block = Based(d_model, n_heads=n_heads, feature_dim=feature_dim, impl=impl)
+    block = Based(d_model, n_heads=n_heads, feature_dim=feature_dim)
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_(std=strength * d_model**-0.5)
@@ -64,11 +63,6 @@ def test_features_multiply_to_the_taylor_series(width):
     features = taylor_features(q), taylor_features(k)
     assert features[0].shape[-1] == 1 + width + width * (width + 1) // 2
     torch.testing.assert_close((features[0] * features[1]).sum(-1), 1 + dot + dot**2 / 2)
-
-
-@pytest.mark.parametrize("options", [{}, {"n_heads": 1, "feature_dim": 3}])
-def test_chunks_are_the_recurrence_in_any_split(options):
-    check_same_function(Based, {**options, "impl": "reference"}, options)
 
 
 def test_the_cache_and_what_is_refused():

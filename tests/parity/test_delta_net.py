@@ -5,7 +5,6 @@ import torch
 from torch.nn.functional import silu
 
 from blocks.sequence.delta_net import DeltaNet
-from doge_lab.testing import check_same_function
 
 BLOCK = "sequence/delta_net"
 ORACLE = "the recurrence of the paper, written out in float64"
@@ -53,11 +52,11 @@ def convolve(x, kernel):
 
 @pytest.mark.parametrize("tokens", [2, 7, 37])
 @pytest.mark.parametrize("strength", [0.3, 6.0])
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_forward_and_every_gradient(options, impl, strength, tokens):
+def test_forward_and_every_gradient(options, strength, tokens):
     torch.manual_seed(tokens)
-    block = DeltaNet(D_MODEL, **options, impl=impl)
+    block = DeltaNet(D_MODEL, **options)
     with torch.no_grad():
         for name, parameter in block.named_parameters():
             parameter.normal_(std=strength if "strength" in name else 0.5)
@@ -80,8 +79,3 @@ def test_forward_and_every_gradient(options, impl, strength, tokens):
 def close(actual, exact, what):
     off = (actual - exact).abs().max() / exact.abs().max()
     assert off < 2e-5, f"{what} is off by {off:.1e} of the largest"
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_chunks_are_the_recurrence(options):
-    check_same_function(DeltaNet, {**options, "impl": "reference"}, options, d_model=24)

@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional as F
 
 from blocks.state.fast_feedforward import FastFeedforward
-from doge_lab.layers.expert_mlps import ExpertMLPs
 from doge_lab.testing import check_block
 
 BLOCK = "state/fast_feedforward"
@@ -47,14 +46,13 @@ def tree_of(d_model=6, seed=0, **options):
     return tree, torch.randn(2, 9, d_model, dtype=torch.float64, requires_grad=True)
 
 
-@pytest.mark.parametrize("every", [True, False])
+@pytest.mark.usefixtures("experts_computed")
 @pytest.mark.parametrize("form", [soft, hard])
 @pytest.mark.parametrize(
     ("options", "seed"),
     [({"depth": 1, "d_leaf": 5}, 0), ({"depth": 3, "d_leaf": 2}, 1), ({"depth": 4, "activation": "relu2"}, 2)],
 )
-def test_outputs_and_gradients_are_those_of_the_paper(monkeypatch, form, options, seed, every):
-    monkeypatch.setattr(ExpertMLPs, "favours_every", lambda *_: every)
+def test_outputs_and_gradients_are_those_of_the_paper(form, options, seed):
     tree, x = tree_of(seed=seed, routing=form.__name__, **options)
     y = tree(x)
     z = torch.stack([form(tree, token) for token in x.flatten(0, 1)]).view_as(x)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from blocks.sequence.gated_delta_net import GatedDeltaNet
-from doge_lab.testing import check_same_function
 from parity.compare import assert_close, assert_same_decoding, assert_same_forward_and_backward
 
 BLOCK = "sequence/gated_delta_net"
@@ -94,8 +93,3 @@ def test_decoding_after_a_prompt(pair):
     x = torch.randn(2, TOKENS, D_MODEL)
     parts = [9, *[1] * (TOKENS - 9)]
     assert_same_decoding(ours, lambda chunk, cache, seen: theirs(chunk, cache), x, parts, config)
-
-
-@pytest.mark.parametrize("options", [{}, {"n_heads": 2, "n_value_heads": 4, "head_dim": 5, "kernel_size": 2}])
-def test_chunks_are_the_recurrence(options):
-    check_same_function(GatedDeltaNet, {**options, "impl": "reference"}, options)

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from blocks.sequence.gated_linear_attention import GatedLinearAttention
-from doge_lab.layers import gated_recurrence
-from doge_lab.layers.gated_recurrence import chunked, recurrent
+from doge_lab.ops import gated_recurrence
+from doge_lab.ops.gated_recurrence import chunked, reference
 
 BLOCK = "sequence/gated_linear_attention"
 ORACLE = "the recurrence of the paper, written out in float64"
@@ -51,7 +51,7 @@ def sizes(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("sizes")
-@pytest.mark.parametrize("recur", [chunked, recurrent])
+@pytest.mark.parametrize("recur", [chunked, reference])
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("tokens", [1, 6, 37, 64])
 def test_outputs_state_and_every_gradient(recur, gates, tokens):
@@ -106,7 +106,7 @@ def test_the_block_around_it():
 @pytest.mark.parametrize("gates", GATES)
 def test_a_filled_state_is_continued_across_chunks(gates):
     q, k, v, log_decay, state = draw(gates, 70)
-    expected, last = recurrent(q, k, v, log_decay, state)
+    expected, last = reference(q, k, v, log_decay, state)
     outputs = []
     for part in zip(*(tensor.split([33, 1, 2, 34], dim=1) for tensor in (q, k, v, log_decay)), strict=True):
         output, state = chunked(*part, state)

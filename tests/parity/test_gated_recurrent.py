@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from blocks.sequence.gated_recurrent import GatedRecurrent, chunked, recurrent
-from doge_lab.testing import check_same_function
+from blocks.sequence.gated_recurrent import GatedRecurrent
+from doge_lab.ops.elementwise_recurrence import chunked, reference
 from parity.compare import assert_close
 
 BLOCK = "sequence/gated_recurrent"
@@ -34,12 +34,12 @@ def by_the_paper(x, w, cell, candidate, state):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()))
 @pytest.mark.parametrize(("tokens", "expand", "scale"), [(1, 1.0, 1.0), (9, 0.5, 5.0), (70, 1.5, 1.0), (97, 1.0, 0.1)])
-def test_outputs_and_every_gradient(impl, form, tokens, expand, scale):
+def test_outputs_and_every_gradient(form, tokens, expand, scale):
     torch.manual_seed(tokens)
-    block = GatedRecurrent(D_MODEL, **form, expand=expand, impl=impl)
+    block = GatedRecurrent(D_MODEL, **form, expand=expand)
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_(std=0.5)
@@ -81,7 +81,7 @@ def test_the_scan_is_exact_for_gates_of_any_strength(gate, tokens):
     decay = torch.sigmoid(gate + 2 * torch.randn(BATCH, tokens, 5)).requires_grad_()
     written, state = (torch.randn(*shape, requires_grad=True) for shape in ((BATCH, tokens, 5), (BATCH, 5)))
     exact_inputs = [each.detach().double().requires_grad_() for each in (decay, written, state)]
-    states, exact = chunked(decay, written, state), recurrent(*exact_inputs)
+    states, exact = chunked(decay, written, state), reference(*exact_inputs)
     assert_close(states, exact, "the states")
     direction = torch.randn_like(states)
     gradients = torch.autograd.grad(states, (decay, written, state), direction)
@@ -89,8 +89,3 @@ def test_the_scan_is_exact_for_gates_of_any_strength(gate, tokens):
     for name, gradient, expected in zip(("decay", "written", "state"), gradients, exact_gradients, strict=True):
         off = (gradient - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
         assert off < 1e-5, f"the gradient of {name} is off by {off:.1e} of the largest"
-
-
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()))
-def test_chunks_are_the_same_function(form):
-    check_same_function(GatedRecurrent, {**form, "impl": "reference"}, form)

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from blocks.sequence.gated_slot_attention import GatedSlotAttention
-from doge_lab.layers import gated_recurrence, value_gated_recurrence
-from doge_lab.testing import check_same_function
+from doge_lab.ops import gated_recurrence, value_gated_recurrence
 from parity.compare import assert_close
 
 BLOCK = "sequence/gated_slot_attention"
@@ -55,13 +54,13 @@ def sizes(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("sizes")
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize(("tokens", "n_heads", "n_slots", "seed"), [(5, 1, 2, 0), (37, 3, 5, 1)])
-def test_forward_and_every_gradient(tokens, n_heads, n_slots, seed, gates, impl):
+def test_forward_and_every_gradient(tokens, n_heads, n_slots, seed, gates):
     spread, normaliser = GATES[gates]
     torch.manual_seed(seed)
-    block = GatedSlotAttention(D_MODEL, n_heads=n_heads, n_slots=n_slots, gate_normaliser=normaliser, impl=impl)
+    block = GatedSlotAttention(D_MODEL, n_heads=n_heads, n_slots=n_slots, gate_normaliser=normaliser)
     with torch.no_grad():
         for name, parameter in block.named_parameters():
             parameter.normal_(std=0.3).mul_(spread if name.startswith("decay") else 1.0)
@@ -93,7 +92,7 @@ def test_a_filled_state_is_continued_across_chunks(spread):
     q, k = torch.randn(2, BATCH, 70, 2, 3)
     v, log_decay = torch.randn(BATCH, 70, 2, 5), -spread * torch.rand(BATCH, 70, 2, 5)
     inputs = [tensor.requires_grad_() for tensor in (q, k, v, log_decay, torch.randn(BATCH, 2, 3, 5))]
-    expected, last = value_gated_recurrence.recurrent(*inputs)
+    expected, last = value_gated_recurrence.reference(*inputs)
     outputs, state = [], inputs[-1]
     for part in zip(*(tensor.split([33, 1, 2, 34], dim=1) for tensor in inputs[:-1]), strict=True):
         output, state = value_gated_recurrence.chunked(*part, state)
@@ -105,8 +104,3 @@ def test_a_filled_state_is_continued_across_chunks(spread):
     exact_gradients = torch.autograd.grad([expected, last], inputs, directions)
     for name, gradient, exact in zip(("q", "k", "v", "log_decay", "state"), gradients, exact_gradients, strict=True):
         assert_close(gradient, exact, f"the gradient of {name}")
-
-
-@pytest.mark.parametrize("options", [{}, {"n_heads": 1, "n_slots": 3, "gate_normaliser": 1.0}], ids=str)
-def test_both_ways_of_computing_it_agree(options):
-    check_same_function(GatedSlotAttention, {**options, "impl": "reference"}, options)

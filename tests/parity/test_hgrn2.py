@@ -5,7 +5,6 @@ import torch
 
 from blocks.sequence.hgrn2 import Hgrn2
 from doge_lab.errors import UserError
-from doge_lab.testing import check_same_function
 
 BLOCK = "sequence/hgrn2"
 ORACLE = "the recurrence of the paper, written out in float64"
@@ -32,13 +31,13 @@ def by_the_paper(w, x, width, bound):
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("bound", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize(("rows", "tokens", "d_model", "width"), SHAPES)
-def test_forward_and_every_gradient(rows, tokens, d_model, width, gates, bound, impl):
+def test_forward_and_every_gradient(rows, tokens, d_model, width, gates, bound):
     torch.manual_seed(tokens)
-    block = Hgrn2(d_model, expand_ratio=width, lower_bound=bound, impl=impl)
+    block = Hgrn2(d_model, expand_ratio=width, lower_bound=bound)
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_(std=0.5)
@@ -55,11 +54,6 @@ def test_forward_and_every_gradient(rows, tokens, d_model, width, gates, bound, 
     for name, parameter in block.named_parameters():
         off = (parameter.grad - w[name].grad).abs().max() / w[name].grad.abs().max()
         assert off < 3e-5, f"the gradient of {name} is off by {off:.1e} of the largest"
-
-
-@pytest.mark.parametrize("options", [{}, {"expand_ratio": 4, "lower_bound": 0.9}])
-def test_chunks_are_the_recurrence_in_any_split(options):
-    check_same_function(Hgrn2, {**options, "impl": "reference"}, options)
 
 
 def test_deeper_layers_keep_more():

@@ -5,7 +5,6 @@ import torch
 
 from blocks.sequence.lightning_attention import LightningAttention
 from doge_lab.errors import UserError
-from doge_lab.testing import check_same_function
 from parity.compare import assert_close
 
 BLOCK = "sequence/lightning_attention"
@@ -56,10 +55,10 @@ def load(theirs, tensors, heads):
     theirs.load_state_dict(weights, strict=False)
 
 
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("rows", "tokens", "d_model", "heads", "head_dim", "layer", "layers", "block_size"), SHAPES)
-def test_forward_and_every_gradient(rows, tokens, d_model, heads, head_dim, layer, layers, block_size, impl):
-    ours, theirs, _ = pair(d_model, heads, head_dim, layer, layers, block_size, impl=impl)
+def test_forward_and_every_gradient(rows, tokens, d_model, heads, head_dim, layer, layers, block_size):
+    ours, theirs, _ = pair(d_model, heads, head_dim, layer, layers, block_size)
     x, direction = torch.randn(2, rows, tokens, d_model)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     y, expected = ours(inputs[0])[0], theirs(inputs[1], None, None)[0]
@@ -90,11 +89,6 @@ def test_left_padding_is_theirs():
     x, mask = torch.randn(2, 21, 16), torch.arange(21)[None] >= torch.tensor([[0], [9]])
     with torch.no_grad():
         assert_close(ours(x, mask)[0] * mask[..., None], theirs(x, None, mask)[0] * mask[..., None], "a padded row")
-
-
-@pytest.mark.parametrize("options", [{}, {"n_heads": 8, "head_dim": 3}])
-def test_chunks_are_the_recurrence_in_any_split(options):
-    check_same_function(LightningAttention, {**options, "impl": "reference"}, options)
 
 
 def test_the_cache_and_what_is_refused():

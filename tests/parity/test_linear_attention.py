@@ -5,7 +5,6 @@ import torch
 
 from blocks.sequence.linear_attention import LinearAttention
 from doge_lab.errors import UserError
-from doge_lab.testing import check_same_function
 
 BLOCK = "sequence/linear_attention"
 ORACLE = "every weight of the paper, written out in float64"
@@ -44,12 +43,12 @@ def off(actual, expected):
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("feature_map", "normalise"), FORMS)
 @pytest.mark.parametrize(("rows", "tokens", "d_model", "n_heads"), SHAPES)
-def test_forward_and_every_gradient(rows, tokens, d_model, n_heads, feature_map, normalise, impl):
+def test_forward_and_every_gradient(rows, tokens, d_model, n_heads, feature_map, normalise):
     torch.manual_seed(tokens)
-    block = LinearAttention(d_model, n_heads=n_heads, feature_map=feature_map, normalise=normalise, impl=impl)
+    block = LinearAttention(d_model, n_heads=n_heads, feature_map=feature_map, normalise=normalise)
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_(std=0.5)
@@ -70,12 +69,6 @@ def test_forward_and_every_gradient(rows, tokens, d_model, n_heads, feature_map,
         # one token's weights cancel: the gradients of its query and key are the rounding of nothing
         scale = max(theirs.grad.abs().max(), 1e-2 * largest)
         assert (ours.grad - theirs.grad).abs().max() / scale < 3e-5, f"the gradient of {name} differs"
-
-
-@pytest.mark.parametrize(("feature_map", "normalise"), FORMS)
-def test_chunks_are_the_recurrence_in_any_split(feature_map, normalise):
-    options = {"feature_map": feature_map, "normalise": normalise}
-    check_same_function(LinearAttention, {**options, "impl": "reference"}, options)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from blocks.sequence.mamba2 import Mamba2
-from doge_lab.testing import check_same_function
+from doge_lab.ops.dispatch import REFERENCE, using
 from parity.compare import assert_close, assert_same_decoding, assert_same_forward_and_backward
 
 BLOCK = "sequence/mamba2"
@@ -14,7 +14,7 @@ SIZES = [  # d_model, tokens, options
     (32, 11, {}),
     (24, 1, {"n_heads": 6, "n_groups": 3, "d_state": 5, "expand": 1.0}),
     (16, 75, {"n_heads": 4, "n_groups": 2, "d_state": 3, "kernel_size": 2}),
-    (16, 19, {"n_heads": 4, "n_groups": 4, "d_state": 7, "impl": "reference"}),
+    (16, 19, {"n_heads": 4, "n_groups": 4, "d_state": 7}),
 ]
 NAMES = {
     "in_proj.weight": "in_proj.weight",
@@ -90,28 +90,14 @@ def test_decoding_after_a_prompt(d_model, tokens, options, gates):
     assert_close(cache["state"].mT, their_cache.layers[0].recurrent_states[0], "the state", least=1e-30)
 
 
-@pytest.mark.parametrize("options", [{}, {"n_groups": 2, "n_heads": 8}])
-def test_chunks_are_the_recurrence(options):
-    check_same_function(Mamba2, {"impl": "reference", **options}, options, lengths=(1, 2, 17, 65, 150))
-
-
 @pytest.mark.parametrize("gates", GATES)
 def test_gradients_of_chunks_are_those_of_the_recurrence(gates):
     ours, _, _ = pair(32, {"n_groups": 2}, gates)
-    reference = Mamba2(32, n_groups=2, impl="reference")
-    reference.load_state_dict(ours.state_dict())
     x, direction = torch.randn(2, 3, 150, 32)
-    for block in (ours, reference):
-        (block(x)[0] * direction).sum().backward()
-    for name, parameter in ours.named_parameters():
-        assert_close(parameter.grad, reference.get_parameter(name).grad, f"the gradient of {name}", least=1e-30)
-
-
-def test_step_sizes_and_decays_start_where_the_paper_starts_them():
-    block = Mamba2(512, n_heads=256)
-    step = torch.nn.functional.softplus(block.dt_bias)
-    rate = block.a_log.exp()
-    assert 0.001 <= step.min() < 0.0015
-    assert 0.07 < step.max() <= 0.1001
-    assert 1 <= rate.min() < 1.5
-    assert 15 < rate.max() <= 16.001
+    gradients = []
+    for form in ("chunked", REFERENCE):
+        with using(form):
+            y, _ = ours(x)
+        gradients.append(torch.autograd.grad((y * direction).sum(), list(ours.parameters())))
+    for (name, _), chunks, recurrence in zip(ours.named_parameters(), *gradients, strict=True):
+        assert_close(chunks, recurrence, f"the gradient of {name}", least=1e-30)

@@ -5,7 +5,7 @@ import torch
 from retrieval_oracle import D_MODEL, assert_rows_are_never_held, assert_same_function, product_key_picks
 
 from blocks.state.memory_plus import MemoryPlus
-from doge_lab.layers import experts
+from doge_lab.ops import picks as picked
 
 BLOCK = "state/memory_plus"
 ORACLE = "the equations of the paper over all n² values, written out in float64"
@@ -39,7 +39,7 @@ def looped(block, tokens):
 @pytest.mark.parametrize("sharpness", [1.0, 6.0])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_outputs_and_gradients_are_those_of_the_published_equations(monkeypatch, options, sharpness, few_floats):
-    monkeypatch.setattr(experts, "_FEW_FLOATS", few_floats)
+    monkeypatch.setattr(picked, "_FEW_FLOATS", few_floats)
     seed = OPTIONS.index(options)
     torch.manual_seed(seed)
     block = MemoryPlus(D_MODEL, **{"n_keys": 6, **options})

@@ -90,9 +90,8 @@ def pair(request):
     return ours, theirs
 
 
-@pytest.mark.parametrize("computes_every", [True, False])
-def test_outputs_and_gradients_are_theirs(monkeypatch, pair, computes_every):
-    monkeypatch.setattr(MoE, "_computes_every_expert", lambda *_: computes_every)
+@pytest.mark.usefixtures("experts_computed")
+def test_outputs_and_gradients_are_theirs(pair):
     ours, theirs = pair
     x = torch.randn(2, 15, D_MODEL)
     mine, their = x.clone().requires_grad_(), x.clone().requires_grad_()

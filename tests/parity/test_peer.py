@@ -6,7 +6,7 @@ from retrieval_oracle import D_MODEL, assert_rows_are_never_held, assert_same_fu
 from torch.nn import functional as F
 
 from blocks.state.peer import PEER
-from doge_lab.layers import experts
+from doge_lab.ops import picks as picked
 
 BLOCK = "state/peer"
 ORACLE = "the equations of the paper over all n² experts, written out in float64"
@@ -37,7 +37,7 @@ def looped(block, tokens):
 @pytest.mark.parametrize("sharpness", [1.0, 6.0])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_outputs_and_gradients_are_those_of_the_published_equations(monkeypatch, options, sharpness, few_floats):
-    monkeypatch.setattr(experts, "_FEW_FLOATS", few_floats)
+    monkeypatch.setattr(picked, "_FEW_FLOATS", few_floats)
     seed = OPTIONS.index(options)
     torch.manual_seed(seed)
     block = PEER(D_MODEL, **{"n_keys": 6, **options})

@@ -7,7 +7,6 @@ import torch
 
 from blocks.sequence.retention import Retention
 from doge_lab.errors import UserError
-from doge_lab.testing import check_same_function
 
 BLOCK = "sequence/retention"
 ORACLE = "the recurrence of the paper, written out in float64"
@@ -45,13 +44,13 @@ def by_the_paper(w, x, n_heads, decay_exponent, rotary):
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("decay_exponent", "rotary"), [(5.0, True), (0.1, True), (12.0, False)])
 @pytest.mark.parametrize(("rows", "tokens", "d_model", "n_heads"), SHAPES)
-def test_forward_and_every_gradient(rows, tokens, d_model, n_heads, decay_exponent, rotary, impl):
+def test_forward_and_every_gradient(rows, tokens, d_model, n_heads, decay_exponent, rotary):
     torch.manual_seed(tokens)
     positions = "rotary" if rotary else "none"
-    block = Retention(d_model, n_heads=n_heads, decay_exponent=decay_exponent, positions=positions, impl=impl)
+    block = Retention(d_model, n_heads=n_heads, decay_exponent=decay_exponent, positions=positions)
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_(std=0.5)
@@ -68,11 +67,6 @@ def test_forward_and_every_gradient(rows, tokens, d_model, n_heads, decay_expone
     for name, parameter in block.named_parameters():
         off = (parameter.grad - w[name].grad).abs().max() / w[name].grad.abs().max()
         assert off < 1e-4, f"the gradient of {name} is off by {off:.1e} of the largest"
-
-
-@pytest.mark.parametrize("options", [{}, {"n_heads": 8, "decay_exponent": 0.5, "positions": "none"}])
-def test_chunks_are_the_recurrence_in_any_split(options):
-    check_same_function(Retention, {**options, "impl": "reference"}, options)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from blocks.sequence.rg_lru import RgLru
-from doge_lab.layers import elementwise_recurrence
-from doge_lab.layers.elementwise_recurrence import chunked, recurrent
-from doge_lab.testing import check_same_function
+from doge_lab.ops import elementwise_recurrence
+from doge_lab.ops.elementwise_recurrence import chunked, reference
 from parity.compare import assert_close
 
 BLOCK = "sequence/rg_lru"
@@ -21,7 +20,7 @@ SIZES = [  # d_model, tokens, options
     (32, 11, {}),
     (32, 17, {"first_token": "whole"}),
     (24, 40, {"n_heads": 3, "kernel_size": 2}),
-    (16, 6, {"n_heads": 1, "first_token": "whole", "impl": "reference"}),
+    (16, 6, {"n_heads": 1, "first_token": "whole"}),
 ]
 WIDTHS = [*SIZES, (24, 9, {"expand": 1.5, "n_heads": 2})]
 GATES = {"weak": -4.0, "ordinary": 0.0, "strong": 4.0}  # added to λ
@@ -119,7 +118,7 @@ def test_the_recurrence_and_every_gradient(tokens, power, few_numbers, monkeypat
     torch.manual_seed(tokens)
     decay, x, state = torch.rand(2, tokens, 3, 5).pow(power), torch.randn(2, tokens, 3, 5), torch.randn(2, 3, 5)
     direction, results = torch.randn_like(x), []
-    for form, dtype in ((by_loops, torch.float64), (chunked, torch.float32), (recurrent, torch.float32)):
+    for form, dtype in ((by_loops, torch.float64), (chunked, torch.float32), (reference, torch.float32)):
         inputs = [tensor.to(dtype).requires_grad_() for tensor in (decay, x, state)]
         states = form(*inputs)
         results.append([states, *torch.autograd.grad(states, inputs, direction.to(dtype))])
@@ -127,11 +126,6 @@ def test_the_recurrence_and_every_gradient(tokens, power, few_numbers, monkeypat
         names = ("the states", "the gradient of the decay", "of x", "of the first state")
         for name, ours, expected in zip(names, result, results[0], strict=True):
             assert_close(ours, expected, name, least=1e-30)
-
-
-@pytest.mark.parametrize("options", [{}, {"first_token": "whole", "n_heads": 2}])
-def test_chunks_are_the_recurrence(options):
-    check_same_function(RgLru, {"impl": "reference", **options}, options)
 
 
 def test_decays_start_where_the_paper_starts_them():

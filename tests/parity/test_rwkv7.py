@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from blocks.sequence.rwkv7 import Rwkv7
-from doge_lab.testing import check_same_function
 
 BLOCK = "sequence/rwkv7"
 ORACLE = "the recurrence of the paper, written out in float64"
@@ -54,11 +53,11 @@ def one_token(x, before, state, w):
 
 @pytest.mark.parametrize("tokens", [1, 6, 37])
 @pytest.mark.parametrize("decays", DECAYS)
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_forward_and_every_gradient(options, impl, decays, tokens):
+def test_forward_and_every_gradient(options, decays, tokens):
     torch.manual_seed(tokens)
-    block = Rwkv7(D_MODEL, **options, impl=impl)
+    block = Rwkv7(D_MODEL, **options)
     with torch.no_grad():
         for name, parameter in block.named_parameters():
             parameter.normal_(std=0.5).add_(DECAYS[decays] if name == "decay_up.bias" else 0.0)
@@ -81,8 +80,3 @@ def test_forward_and_every_gradient(options, impl, decays, tokens):
 def close(actual, exact, what):
     off = (actual - exact).abs().max() / (exact.abs().max() + 1e-6)  # a first token has nothing to forget
     assert off < 2e-5, f"{what} is off by {off:.1e} of the largest"
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_chunks_are_the_recurrence(options):
-    check_same_function(Rwkv7, {**options, "impl": "reference"}, options)

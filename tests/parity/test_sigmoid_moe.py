@@ -8,7 +8,6 @@ import torch
 
 from blocks.state.sigmoid_moe import SigmoidMoE
 from doge_lab.errors import UserError
-from doge_lab.layers.expert_mlps import ExpertMLPs
 from doge_lab.testing import check_block
 
 BLOCK = "state/sigmoid_moe"
@@ -57,11 +56,10 @@ def pair(size, normalised, scale, seed):
     return ours, theirs
 
 
-@pytest.mark.parametrize("every", [True, False])
+@pytest.mark.usefixtures("experts_computed")
 @pytest.mark.parametrize(("normalised", "scale", "seed"), [(True, 2.5, 0), (False, 1.0, 1)])
 @pytest.mark.parametrize("size", SIZES)
-def test_outputs_and_gradients_are_theirs(monkeypatch, size, normalised, scale, seed, every):
-    monkeypatch.setattr(ExpertMLPs, "favours_every", lambda *_: every)
+def test_outputs_and_gradients_are_theirs(size, normalised, scale, seed):
     ours, theirs = pair(size, normalised, scale, seed)
     x = torch.randn(2, 15, size[0])
     mine, their = x.clone().requires_grad_(), x.clone().requires_grad_()

@@ -5,8 +5,7 @@ import torch
 from torch.nn.functional import logsigmoid, normalize
 
 from blocks.sequence.titans_memory import TitansMemory
-from doge_lab.layers.momentum_recurrence import chunked, recurrent
-from doge_lab.testing import check_same_function
+from doge_lab.ops.momentum_recurrence import chunked, reference
 
 BLOCK = "sequence/titans_memory"
 ORACLE = "the recurrence of the paper, written out in float64"
@@ -62,7 +61,7 @@ def close(actual, expected, what, largest=None):
     assert off < 1e-5, f"{what} is off by {off:.1e} of the largest"
 
 
-@pytest.mark.parametrize("recur", [chunked, recurrent])
+@pytest.mark.parametrize("recur", [chunked, reference])
 @pytest.mark.parametrize("rates", RATES)
 @pytest.mark.parametrize("tokens", [1, 7, 40, 65])
 def test_outputs_state_and_every_gradient(recur, rates, tokens):
@@ -81,24 +80,24 @@ def test_outputs_state_and_every_gradient(recur, rates, tokens):
         close(gradient, expected, f"the gradient of {name}", expected.abs().max().clamp(min=1e-2 * largest))
 
 
-@pytest.mark.parametrize("recur", [chunked, recurrent])
+@pytest.mark.parametrize("recur", [chunked, reference])
 def test_tokens_that_do_not_count_change_nothing(recur):
     q, k, v, logits, state = draw("ordinary", 50)
     real = torch.rand(50) < 0.6
     outputs, last = recur(q, k, v, as_rates(logits) * real[:, None], state)
     kept = [tensor[:, real] for tensor in (q, k, v)]
-    expected, expected_last = recurrent(*kept, as_rates(logits[:, :, real]), state)
+    expected, expected_last = reference(*kept, as_rates(logits[:, :, real]), state)
     close(outputs[:, real], expected, "the output")
     close(last, expected_last, "the state")
 
 
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("heads", "expand_k", "expand_v", "kernel"), [(2, 0.5, 1.5, 4), (1, 1.0, 0.5, 2)])
-def test_the_block_around_it(impl, heads, expand_k, expand_v, kernel):
+def test_the_block_around_it(heads, expand_k, expand_v, kernel):
     d_model, tokens = 8, 37
     torch.manual_seed(0)
     options = {"n_heads": heads, "expand_k": expand_k, "expand_v": expand_v, "kernel_size": kernel}
-    block = TitansMemory(d_model, **options, impl=impl)
+    block = TitansMemory(d_model, **options)
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_(std=0.5)
@@ -131,7 +130,3 @@ def test_the_block_around_it(impl, heads, expand_k, expand_v, kernel):
     close(x.grad, exact_x.grad, "the gradient of the input")
     for name, parameter in block.named_parameters():
         close(parameter.grad, w[name].grad, f"the gradient of {name}")
-
-
-def test_chunks_are_the_same_function():
-    check_same_function(TitansMemory, {"impl": "reference"}, {})

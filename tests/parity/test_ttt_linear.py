@@ -5,7 +5,6 @@ import torch
 from torch.nn.functional import gelu, layer_norm
 
 from blocks.sequence.ttt_linear import TttLinear
-from doge_lab.testing import check_same_function
 from parity.compare import assert_close
 
 BLOCK = "sequence/ttt_linear"
@@ -80,11 +79,11 @@ def exact_copy(block):
     return {name: parameter.detach().double().requires_grad_() for name, parameter in block.named_parameters()}
 
 
-@pytest.mark.parametrize("impl", ["chunked", "reference"])
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(("tokens", "scale"), [(1, 1.0), (11, 20.0), (24, 1.0)])
-def test_outputs_and_every_gradient(impl, options, tokens, scale):
-    block, x = draw({**options, "impl": impl}, tokens, scale)
+def test_outputs_and_every_gradient(options, tokens, scale):
+    block, x = draw(options, tokens, scale)
     direction = torch.randn(BATCH, tokens, D_MODEL)
     y, _ = block(x)
     (y * direction).sum().backward()
@@ -127,8 +126,3 @@ def test_padding_anywhere_shifts_no_mini_batch(options, calls):
     for row, real in enumerate(mask):
         exact = by_the_paper(x[row : row + 1, real].detach().double(), exact_copy(block), block.config)
         assert_close(torch.cat(outputs, 1)[row : row + 1, real], exact.detach(), f"row {row}", tolerance=2e-5)
-
-
-@pytest.mark.parametrize("options", [{}, {"mini_batch": 3, "n_heads": 2, "gate": True}], ids=str)
-def test_chunks_are_the_same_function(options):
-    check_same_function(TttLinear, {**options, "impl": "reference"}, options)

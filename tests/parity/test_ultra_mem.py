@@ -10,7 +10,7 @@ import torch
 from retrieval_oracle import D_MODEL, assert_rows_are_never_held, assert_same_function, scaled, weighted
 
 from blocks.state.ultra_mem import UltraMem
-from doge_lab.layers import experts
+from doge_lab.ops import picks as picked
 
 BLOCK = "state/ultra_mem"
 ORACLE = "the equations of the paper over all n² slots, written out in float64"
@@ -90,7 +90,7 @@ def core_loss(block):
 @pytest.mark.parametrize("sharpness", [1.0, 6.0])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_outputs_and_gradients_are_those_of_the_published_equations(monkeypatch, options, sharpness, few_floats):
-    monkeypatch.setattr(experts, "_FEW_FLOATS", few_floats)
+    monkeypatch.setattr(picked, "_FEW_FLOATS", few_floats)
     seed = OPTIONS.index(options)
     torch.manual_seed(seed)
     block = UltraMem(D_MODEL, **{"n_keys": 6, "top_k": 4, **options})

@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, Self
 
+from doge_lab.engine.process import Events, Worker
+from doge_lab.engine.protocol import ALIVE, DIED, DONE, EXAMINED, FAILED, LAST, LOST, READY, REPORT, STARTED, Job
 from doge_lab.errors import UserError
-from doge_lab.search.process import Events, Worker
-from doge_lab.search.protocol import ALIVE, DIED, DONE, EXAMINED, FAILED, LAST, LOST, READY, REPORT, STARTED, Job
 from doge_lab.signals import Stopped, on_stop
 
 __all__ = ["DIED", "DONE", "EXAMINED", "FAILED", "READY", "REPORT", "Pool"]

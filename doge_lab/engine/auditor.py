@@ -15,11 +15,12 @@ from torch import Tensor
 
 from doge_lab.config import RunConfig
 from doge_lab.cost import held_cache_bytes
+from doge_lab.engine.checks import cases_of, examine, remembered, verdict
 from doge_lab.errors import one_line
 from doge_lab.model import CausalLM
 from doge_lab.objective import as_trained, evaluate, require_sound, run_folder
-from doge_lab.run import WEIGHTS, BreaksContract, torch_device
-from doge_lab.search.vetting import examine, remembered, suspects_of, verdict
+from doge_lab.run import BreaksContract, torch_device
+from doge_lab.stored import WEIGHTS
 from doge_lab.tasks import Metrics, Task, TaskData
 from doge_lab.testing.assembled import Assembled, through_cache
 from doge_lab.testing.trained import check_model, decoding, faults_of
@@ -115,10 +116,10 @@ class _Trained:
 
 def require_blocks(run: RunConfig, *, allow_faults: bool, alive: Alive = lambda *_: None) -> None:
     """Every check on every block, at this width."""
-    for suspect in suspects_of(run.dump(), full=True):
-        results = remembered(suspect)
-        results = examine(suspect, on_result=alive) if results is None else results
-        if said := verdict(suspect, results, allow_faults=allow_faults):
+    for case in cases_of(run.dump(), full=True):
+        results = remembered(case)
+        results = examine(case, on_result=alive) if results is None else results
+        if said := verdict(case, results, allow_faults=allow_faults):
             raise BreaksContract(said)
 
 

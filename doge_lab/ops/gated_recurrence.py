@@ -13,15 +13,16 @@ chunk, W token of a block.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from doge_lab.layers.decay import LOG_RESOLUTION, SAFE_BLOCK, SAFE_SPAN
+from doge_lab.ops.chunks import chunk_layout, decayed_through_chunks, in_chunks, in_tokens
+from doge_lab.ops.decay import LOG_RESOLUTION, SAFE_BLOCK, SAFE_SPAN
+from doge_lab.ops.dispatch import Example, at_hand, recurrence
 
 _CHUNK = 32
 _CHUNK_OF_SAFE_BLOCKS = 16
 
 
-def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def reference(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """The definition: q, k and log_decay [B, T, H, K], v [B, T, H, V] -> outputs [B, T, H, V], state [B, H, K, V]."""
     state = q.new_zeros(*q.shape[:1], *q.shape[2:], v.shape[-1]) if state is None else state
     decay, outputs = log_decay.exp(), []
@@ -31,33 +32,27 @@ def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor 
     return torch.stack(outputs, dim=1), state
 
 
-def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The same as `recurrent`, in parallel within chunks; who gives no state may get none back."""
+def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same in parallel within chunks."""
     tokens = q.shape[1]
-    chunk, block = chunk_sizes(log_decay)
-    n_chunks = -(-tokens // chunk)
-    chunk = -(-tokens // n_chunks // SAFE_BLOCK) * SAFE_BLOCK  # as even as blocks allow
-    if padding := n_chunks * chunk - tokens:
-        q, k, v, log_decay = (F.pad(heads, (0, 0, 0, 0, 0, padding)) for heads in (q, k, v, log_decay))
-    q, k, v, log_decay = (
-        heads.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2, 4).contiguous() for heads in (q, k, v, log_decay)
-    )  # [B, H, N, C, K or V]
-    total = log_decay.clamp(min=LOG_RESOLUTION).cumsum(dim=-2)
+    longest, block = chunk_sizes(log_decay)
+    n_chunks, chunk = chunk_layout(tokens, longest, SAFE_BLOCK)
+    q, k, v, log_decay = (in_chunks(heads, n_chunks, chunk).contiguous() for heads in (q, k, v, log_decay))
+    total = log_decay.clamp(min=LOG_RESOLUTION).cumsum(dim=-2)  # [B, H, N, C, K]
     o = _within_chunks(q, k, total, min(block, chunk)) @ v
-    if n_chunks > 1 or state is not None:
-        states, state = _between_chunks(k, v, total, state)
-        o = o + (q * total.exp()) @ states
-    return o.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens], state
+    last = total[..., -1:, :]
+    written = (k * (last - total).exp()).mT @ v
+    if n_chunks == 1 and state is None:
+        return in_tokens(o, tokens), written[:, :, 0]
+    states, state = decayed_through_chunks(written, last.exp().mT, state)
+    return in_tokens(o + (q * total.exp()) @ states, tokens), state
 
 
 def chunk_sizes(log_decay: Tensor) -> tuple[int, int]:
     """Tokens of a chunk and of a block within which decays may be divided by each other in float32."""
-    # Ordinary gates let a whole chunk be one block, which halves the time. To look costs a GPU a stop, and a
-    # compiler its single graph.
-    if log_decay.device.type == "cpu" and not torch.compiler.is_compiling():
-        strongest = float(log_decay.detach().amin()) * (_CHUNK - 1)
-        if strongest > -SAFE_SPAN:
-            return _CHUNK, _CHUNK
+    # Ordinary gates let a whole chunk be one block, which halves the time.
+    if at_hand(log_decay) and float(log_decay.detach().amin()) * (_CHUNK - 1) > -SAFE_SPAN:
+        return _CHUNK, _CHUNK
     return _CHUNK_OF_SAFE_BLOCKS, SAFE_BLOCK
 
 
@@ -82,14 +77,16 @@ def _within_chunks(q: Tensor, k: Tensor, total: Tensor, block: int) -> Tensor:
     return scores * torch.ones(chunk, chunk, device=q.device).tril()
 
 
-def _between_chunks(k: Tensor, v: Tensor, total: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The state before each chunk [B, H, N, K, V], and the state after the last [B, H, K, V]."""
-    last = total[..., -1:, :]
-    written = (k * (last - total).exp()).mT @ v
-    decay = last.exp().mT  # [B, H, N, K, 1]
-    state = torch.zeros_like(written[:, :, 0]) if state is None else state
-    states = []
-    for chunk in range(written.shape[2]):
-        states.append(state)
-        state = torch.addcmul(written[:, :, chunk], decay[:, :, chunk], state)
-    return torch.stack(states, dim=2), state
+def examples() -> dict[str, Example]:
+    """Gates that let a chunk be one block, gates that do not, and a single chunk without a state."""
+    make = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 70, 3, 4, generator=make) for _ in range(3))
+    gates, state = torch.rand(2, 70, 3, 4, generator=make), torch.randn(2, 3, 4, 4, generator=make)
+    return {
+        "ordinary gates": Example((q, k, v, -0.2 * gates, state)),
+        "strong gates": Example((q, k, v, -9 * gates.square(), state)),
+        "one chunk": Example((q[:, :9], k[:, :9], v[:, :9], -0.2 * gates[:, :9], None)),
+    }
+
+
+gated_recurrence = recurrence("gated_recurrence", reference, chunked, examples)

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from doge_lab.search.protocol import DIED, LAST, OF_SERVERS, READY, STARTED, Job, Say, ending, read, write
+from doge_lab.engine.protocol import DIED, LAST, OF_SERVERS, READY, STARTED, Job, Say, ending, read, write
 
 PRINTED = 64 * 1024
 """Bytes that one job may print."""

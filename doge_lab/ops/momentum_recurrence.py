@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from doge_lab.ops.chunks import chunk_layout, in_chunks, in_tokens, through_chunks
+from doge_lab.ops.dispatch import Example, recurrence
+
 _CHUNK = 32
 
 
-def recurrent(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def reference(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """The definition: q, k [B, T, H, K], v [B, T, H, V] -> outputs like v, and the state (M, S) [B, H, 2, K, V].
 
     `rates` [4, B, T, H] are log κ, log η, θ, and 1; a token for which all four are 0 changes nothing.
@@ -40,16 +43,12 @@ def recurrent(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, state: Tensor | No
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The same as `recurrent`, in parallel within chunks."""
+    """The same in parallel within chunks."""
     tokens = q.shape[1]
     state = _no_state(k, v) if state is None else state
-    n_chunks = -(-tokens // _CHUNK)
-    size = -(-tokens // n_chunks)
-    if padding := n_chunks * size - tokens:
-        q, k, v = (F.pad(heads, (0, 0, 0, 0, 0, padding)) for heads in (q, k, v))
-        rates = F.pad(rates, (0, 0, 0, padding))
-    q, k, v = (heads.unflatten(1, (n_chunks, size)).permute(0, 3, 1, 2, 4) for heads in (q, k, v))  # [B, H, N, C, K]
-    log_keep, log_momentum, learn, moves = rates.unflatten(2, (n_chunks, size)).permute(0, 1, 4, 2, 3).unbind(0)
+    n_chunks, size = chunk_layout(tokens, _CHUNK)
+    q, k, v = (in_chunks(heads, n_chunks, size) for heads in (q, k, v))  # [B, H, N, C, K]
+    log_keep, log_momentum, learn, moves = (in_chunks(rate, n_chunks, size) for rate in rates)  # [B, H, N, C]
 
     keep, momentum = _products(log_keep), _products(log_momentum)  # [B, H, N, C, 1 + C]
     reach = keep[..., 1:] @ (moves[..., None] * momentum)  # c_t, and P_ts
@@ -68,7 +67,7 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, rates: Tensor, state: Tensor | None
     read = torch.cat([keep[..., :1] * q, reach[..., :1] * q], dim=-1)
     attention = q @ k.mT * reach[..., 1:] * learn[..., None, :]
     o = (read - attention @ on_state) @ states + attention @ constant
-    return o.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens], state
+    return in_tokens(o, tokens), state
 
 
 def _no_state(k: Tensor, v: Tensor) -> Tensor:
@@ -95,9 +94,18 @@ def _decay(keep: Tensor, reach: Tensor, momentum: Tensor, key_dim: int) -> Tenso
 
 def _between_chunks(transition: Tensor, written: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The state before each chunk [B, H, N, 2K, V], and the state after the last [B, H, 2, K, V]."""
-    shape, state = state.shape, state.flatten(2, 3)
-    states = []
-    for matrix, write in zip(transition.unbind(2), written.unbind(2), strict=True):
-        states.append(state)
-        state = matrix @ state + write
-    return torch.stack(states, dim=2), state.view(shape)
+    shape, matrices, writes = state.shape, transition.unbind(2), written.unbind(2)
+    states, last = through_chunks(len(writes), state.flatten(2, 3), lambda n, state: matrices[n] @ state + writes[n])
+    return states, last.view(shape)
+
+
+def _examples() -> dict[str, Example]:
+    make = torch.Generator().manual_seed(0)
+    q, k = (F.normalize(torch.randn(2, 70, 3, 4, generator=make), dim=-1) for _ in range(2))
+    v, state = torch.randn(2, 70, 3, 5, generator=make), torch.randn(2, 3, 2, 4, 5, generator=make)
+    forget, momentum, learn = torch.rand(3, 2, 70, 3, generator=make)
+    rates = torch.stack([-forget, -0.1 - momentum, learn, torch.ones_like(learn)])
+    return {"a state": Example((q, k, v, rates, state)), "no state": Example((q, k, v, rates, None))}
+
+
+momentum_recurrence = recurrence("momentum_recurrence", reference, chunked, _examples)

@@ -1,12 +1,13 @@
 """What the coordinator, its servers and their jobs say to one another: a line of JSON each. Nothing is pickled.
 
     job     {"job": 7, "kind": "train", "run": {...}, "folder": "...", "scored_on": "validation"}
-            {"job": -1, "kind": "check", "suspect": {...}}
+            {"job": -1, "kind": "check", "case": {...}}
             {"job": 7, "kind": "screen", "run": {...}}
     answer  {"event": "report", "job": 7, "task": "recall", "step": 120, "steps": 300}
-            {"event": "examined", "job": 7, "suspect": {...}, "results": [...]}
+            {"event": "examined", "job": 7, "case": {...}, "results": [...]}
             {"event": "alive", "job": 7}                                               it goes on; nothing else to say
-            {"event": "done", "job": 7, "metrics": {...}, "seconds": 8.1, "cpu_seconds": 8.0}
+            {"event": "done", "job": 7, "metrics": {...}, "sources": {...}, "replaced": [...],
+             "seconds": 8.1, "cpu_seconds": 8.0}
             {"event": "done", "job": -1, "results": [...]}                             of the checks
             {"event": "done", "job": 7, "run": {...}, "cost": {...}}    or "refused": "..."    of screening
             {"event": "failed", "job": 7, "reason": "..."}
@@ -14,7 +15,7 @@
             {"event": "died", "job": 7, "reason": "..."}          how the job's process ended
             {"event": "lost", "reason": "..."}                    of the server itself
 
-A job that trains may name `suspects`: they are examined first, and one that fails fails the job. Jobs that name the
+A job that trains may name `cases`: they are examined first, and one that fails fails the job. Jobs that name the
 same `siblings` (without: jobs of one kind) are alike: how long one is silent says how long another may be.
 """
 

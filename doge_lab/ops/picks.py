@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from doge_lab.layers.routing import count_picks
+from doge_lab.ops.dispatch import REFERENCE, Example, Op, at_hand, in_transform
 
 # The gradient of an embedding bag's weights, a sampled dense-dense product: an operator private to PyTorch.
 _SAMPLED_DOT: Any = getattr(torch.ops.aten, "_embedding_bag_per_sample_weights_backward", None)
@@ -56,36 +56,70 @@ class Picks:
         return cls(indices, counts, token, (order, token.index_select(0, order), counts.cumsum(0) - counts))
 
 
-def pick_dot(x: Tensor, table: Tensor, picks: Picks) -> Tensor:
+def count_picks(indices: Tensor, n_experts: int) -> Tensor:
+    """How often each expert is among `indices` (of any shape), [E]."""
+    flat = indices.flatten()
+    return flat.new_zeros(n_experts).scatter_add_(0, flat, torch.ones_like(flat))
+
+
+def dot_reference(x: Tensor, table: Tensor, picks: Picks, /) -> Tensor:
     """The dot product of each token with every row it picked: x [N, D], table [E, D] -> [N, P]."""
+    import einx  # a second of imports that only the definitions need
+
     x, table = _same_dtype(x, table)
-    if _gathers(table, picks):
-        return (table[picks.indices] @ x[:, :, None]).squeeze(-1)
+    return einx.dot("n [d], n p [d] -> n p", x, einx.get_at("[e] d, n p -> n p d", table, picks.indices))
+
+
+def dot_gathered(x: Tensor, table: Tensor, picks: Picks, /) -> Tensor:
+    """The same by one product of matrices for each token."""
+    x, table = _same_dtype(x, table)
+    return (table[picks.indices] @ x[:, :, None]).squeeze(-1)
+
+
+def dot_bags(x: Tensor, table: Tensor, picks: Picks, /) -> Tensor:
+    """The same without the gathered rows."""
+    x, table = _same_dtype(x, table)
     return _PickDot.apply(x, table, picks.indices, picks.token, *(picks.by_row or [None] * 3))
 
 
-def pick_sum(weights: Tensor, table: Tensor, picks: Picks) -> Tensor:
+def sum_reference(weights: Tensor, table: Tensor, picks: Picks, /) -> Tensor:
     """The sum of the picked rows by weight: weights [N, P], table [E, D] -> [N, D]."""
+    import einx
+
     weights, table = _same_dtype(weights, table)
-    if _gathers(table, picks):
-        return (weights[:, None] @ table[picks.indices]).squeeze(1)
+    return einx.dot("n [p], n [p] d -> n d", weights, einx.get_at("[e] d, n p -> n p d", table, picks.indices))
+
+
+def sum_gathered(weights: Tensor, table: Tensor, picks: Picks, /) -> Tensor:
+    """The same by one product of matrices for each token."""
+    weights, table = _same_dtype(weights, table)
+    return (weights[:, None] @ table[picks.indices]).squeeze(1)
+
+
+def sum_bags(weights: Tensor, table: Tensor, picks: Picks, /) -> Tensor:
+    """The same without the gathered rows."""
+    weights, table = _same_dtype(weights, table)
     return _PickSum.apply(weights, table, picks.indices, picks.token, *(picks.by_row or [None] * 3))
 
 
-def _gathers(table: Tensor, picks: Picks) -> bool:
-    """Whether to hold the gathered rows after all: they are few, or the bags cannot be had."""
+def _choose(dense: Tensor, table: Tensor, picks: Picks, /) -> str:
+    """Gather the rows after all where they are few, or where the bags cannot be had."""
+    dense, table = _same_dtype(dense, table)
     n_tokens, n_picks = picks.indices.shape
     full = table.dtype in (torch.float32, torch.float64)
     # Not every CUDA build has the private op in half precision.
     bags = _SAMPLED_DOT is not None and table.device.type in (("cpu", "cuda") if full else ("cpu",))
     # One token always gathers, so that PyTorch's FLOP counter, which is blind to bags, sees all of a decoding step.
-    return not bags or n_tokens == 1 or n_tokens * n_picks * table.shape[1] <= _FEW_FLOATS
+    few = n_tokens == 1 or n_tokens * n_picks * table.shape[1] <= _FEW_FLOATS
+    stacked = in_transform(dense) or in_transform(table) or in_transform(picks.indices)
+    return "gathered" if few or stacked or not bags else "bags"
 
 
 def _same_dtype(*tensors: Tensor) -> list[Tensor]:
     """In autocast's type where it is on, else in the first one's: bags do not promote."""
     device = tensors[0].device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else tensors[0].dtype
     return [tensor.to(dtype) for tensor in tensors]
 
 
@@ -134,6 +168,39 @@ def _bag_by_row(weights: Tensor, x: Tensor, order: Tensor, token: Tensor, starts
 
 def _argsort(flat: Tensor, n_experts: int) -> Tensor:
     # NumPy sorts 16-bit integers by radix, several times faster than torch sorts anything.
-    if flat.device.type == "cpu" and n_experts <= _INT16_EXPERTS and not torch.compiler.is_compiling():
+    if n_experts <= _INT16_EXPERTS and at_hand(flat):
         return torch.from_numpy(flat.to(torch.int16).numpy().argsort(kind="stable"))
     return flat.argsort(stable=True)
+
+
+def _prepare(dense: Tensor, table: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Picks]:
+    return dense, table, Picks.prepare(indices, len(table))
+
+
+def _examples(dense_width: int) -> dict[str, Example]:
+    make = torch.Generator().manual_seed(0)
+    indices = torch.randint(0, 19, (150, 6), generator=make)  # nobody picks the last
+    indices[0] = 3  # one token picks one row over and over
+    dense, table = torch.randn(150, dense_width, generator=make), torch.randn(20, 24, generator=make)
+    return {
+        "many tokens": Example((dense, table, indices), _prepare),
+        "one token": Example((dense[:1], table, indices[:1]), _prepare),
+    }
+
+
+_NOT_STACKED = {"bags": "PyTorch has no batching rule for embedding bags; under vmap the rows are gathered"}
+
+pick_dot = Op(
+    "pick_dot",
+    {REFERENCE: dot_reference, "gathered": dot_gathered, "bags": dot_bags},
+    _choose,
+    lambda: _examples(24),
+    not_stacked=_NOT_STACKED,
+)
+pick_sum = Op(
+    "pick_sum",
+    {REFERENCE: sum_reference, "gathered": sum_gathered, "bags": sum_bags},
+    _choose,
+    lambda: _examples(6),
+    not_stacked=_NOT_STACKED,
+)

@@ -15,60 +15,32 @@ Shape letters: B batch row, T token, H head, K key channel, V value channel, A d
 C token of a chunk, M block of a chunk, W token of a block, R kind of row (q and k), E kind of write (w, or w and c).
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from doge_lab.layers.decay import LOG_RESOLUTION, SAFE_BLOCK, SAFE_SPAN
-
-Impl = Literal["chunked", "reference"]
+from doge_lab.ops.chunks import chunk_layout, in_chunks, in_tokens, through_chunks
+from doge_lab.ops.decay import LOG_RESOLUTION, SAFE_BLOCK, SAFE_SPAN
+from doge_lab.ops.dispatch import Example, recurrence
 
 _CHUNK = 16
 _CHUNK_OFF_CPU = 64  # fewer, larger steps: a kernel costs more to launch than to run
 
 
-def unit(x: Tensor) -> Tensor:
-    """Rows of length 1 in float32; of zero where they are zero."""
-    x = x.float()
-    return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6)
-
-
-def delta_rule(
+def reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     w: Tensor,
     log_decay: Tensor,
     state: Tensor | None,
-    *,
     added: tuple[Tensor, Tensor] | None = None,
     strongest: float = LOG_RESOLUTION,
-    impl: Impl = "chunked",
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, V] and the state after the last token, [B, H, K, V], from `state` or from nothing.
+    """The definition: outputs [B, T, H, V] and the state after the last token, [B, H, K, V], from `state` or from 0.
 
-    Float32 all: q, k, w [B, T, H, K], v [B, T, H, V], log_decay [B or 1, T, H or 1, A] and `added`, (c, u) in the
-    shapes of (k, v). No log_decay may lie below `strongest`, unless that is too strong to matter anyway.
+    q, k, w [B, T, H, K], v [B, T, H, V], log_decay [B or 1, T, H or 1, A] and `added`, (c, u) in the shapes of (k, v).
+    No log_decay may lie below `strongest`, unless that is too strong to matter anyway: a bound for other forms.
     """
-    # The state is summed into over the whole sequence, so it is float32 whatever the type around it.
-    with torch.autocast(q.device.type, enabled=False):
-        if impl == "reference" or q.shape[1] == 1:
-            return recurrent(q, k, v, w, log_decay, state, added)
-        return chunked(q, k, v, w, log_decay, state, added, strongest)
-
-
-def recurrent(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    w: Tensor,
-    log_decay: Tensor,
-    state: Tensor | None,
-    added: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The definition, one token after the other."""
     state = v.new_zeros(*k.shape[:1], *k.shape[2:], v.shape[-1]) if state is None else state
     decay, outputs = log_decay.exp()[..., None], []
     for t in range(q.shape[1]):
@@ -92,13 +64,12 @@ def chunked(
     added: tuple[Tensor, Tensor] | None = None,
     strongest: float = LOG_RESOLUTION,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `recurrent`, in parallel within chunks."""
+    """The same in parallel within chunks."""
     tokens, per_channel = q.shape[1], log_decay.shape[-1] > 1
-    chunk = _CHUNK if per_channel or q.device.type == "cpu" else _CHUNK_OFF_CPU
-    n_chunks = -(-tokens // chunk)
-    chunk = -(-tokens // n_chunks // SAFE_BLOCK) * SAFE_BLOCK  # as even as blocks allow
-    q, k, v, w, log_decay = (_in_chunks(heads, n_chunks, chunk) for heads in (q, k, v, w, log_decay))
-    c, u = (None, None) if added is None else (_in_chunks(heads, n_chunks, chunk) for heads in added)
+    longest = _CHUNK if per_channel or q.device.type == "cpu" else _CHUNK_OFF_CPU
+    n_chunks, chunk = chunk_layout(tokens, longest, SAFE_BLOCK)
+    q, k, v, w, log_decay = (in_chunks(heads, n_chunks, chunk).contiguous() for heads in (q, k, v, w, log_decay))
+    c, u = (None, None) if added is None else (in_chunks(heads, n_chunks, chunk).contiguous() for heads in added)
     rows, writes = torch.stack([q, k], dim=-3), torch.stack([w] if c is None else [w, c], dim=-3)
     total = log_decay.clamp(min=LOG_RESOLUTION).cumsum(dim=-2)  # [B, H, N, C, A]
     if per_channel:
@@ -118,14 +89,7 @@ def chunked(
     corrections, reads = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
     values, states, state = _between_chunks(corrections, reads, u, writes, last, state)
     o = of_q @ values + q @ states
-    return o.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens], state
-
-
-def _in_chunks(heads: Tensor, n_chunks: int, chunk: int) -> Tensor:
-    """[B, T, H, K] -> [B, H, N, C, K], filled up with zeros, which write nothing and decay nothing."""
-    if padding := n_chunks * chunk - heads.shape[1]:
-        heads = F.pad(heads, (0, 0, 0, 0, 0, padding))
-    return heads.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2, 4).contiguous()
+    return in_tokens(o, tokens), state
 
 
 def _scores_per_head(rows: Tensor, writes: Tensor, total: Tensor) -> Tensor:
@@ -167,11 +131,29 @@ def _between_chunks(
     Returns the values written [B, H, N, E * C, V], the state before each chunk [B, H, N, K, V], and the last state.
     """
     state = corrections.new_zeros(*reads.shape[:2], reads.shape[-1], corrections.shape[-1]) if state is None else state
-    decay, writes = last.exp().mT, writes.mT
-    values, states = [], []
-    for n in range(corrections.shape[2]):
-        states.append(state)
+    decay, writes, values = last.exp().mT, writes.mT, []
+
+    def step(n: int, state: Tensor) -> Tensor:
         value = corrections[:, :, n] - reads[:, :, n] @ state
         values.append(value if u is None else torch.cat([value, u[:, :, n]], dim=-2))
-        state = decay[:, :, n] * state + writes[:, :, n] @ values[-1]
-    return torch.stack(values, dim=2), torch.stack(states, dim=2), state
+        return decay[:, :, n] * state + writes[:, :, n] @ values[-1]
+
+    states, state = through_chunks(corrections.shape[2], state, step)
+    return torch.stack(values, dim=2), states, state
+
+
+def _examples() -> dict[str, Example]:
+    make = torch.Generator().manual_seed(0)
+    q, k, c = (torch.nn.functional.normalize(torch.randn(2, 37, 3, 4, generator=make), dim=-1) for _ in range(3))
+    v, u = (torch.randn(2, 37, 3, 5, generator=make) for _ in range(2))
+    w, state = k * torch.rand(2, 37, 3, 1, generator=make), torch.randn(2, 3, 4, 5, generator=make)
+    gates = -torch.rand(2, 37, 3, 4, generator=make)
+    return {
+        "a decay per head": Example((q, k, v, w, gates[..., :1], state)),
+        "no decay, no state": Example((q, k, v, w, torch.zeros(1, 37, 1, 1), None)),
+        "a decay per channel": Example((q, k, v, w, 4 * gates, state)),
+        "values added": Example((q, k, v, w, 0.6 * gates, state, (c, u), -0.6)),
+    }
+
+
+delta_rule = recurrence("delta_rule", reference, chunked, _examples)

@@ -17,12 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from doge_lab.ops.chunks import cut, through_chunks
+from doge_lab.ops.dispatch import Example, recurrence
+from doge_lab.ops.stacking import fold, unfold
 
 _FEW_NUMBERS = 1 << 12  # of a state; above it, a CPU's steps cost more than their launch
 
 
-def recurrent(decay: Tensor, x: Tensor, state: Tensor | None) -> Tensor:
+def reference(decay: Tensor, x: Tensor, state: Tensor | None) -> Tensor:
     """The definition: decay and x [B, T, ...] and the first state [B, ...] -> the states, of x's shape."""
     state = torch.zeros_like(x[:, 0]) if state is None else state
     states = []
@@ -33,36 +36,42 @@ def recurrent(decay: Tensor, x: Tensor, state: Tensor | None) -> Tensor:
 
 
 def chunked(decay: Tensor, x: Tensor, state: Tensor | None) -> Tensor:
-    """The same as `recurrent`, for all chunks at once."""
+    """The same for all chunks at once."""
     state = torch.zeros_like(x[:, 0]) if state is None else state
     return _Recurrence.apply(decay, x, state)
 
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, decay: Tensor, x: Tensor, state: Tensor) -> Tensor:
-        states = _states(decay, x, state)
-        ctx.save_for_backward(decay, state, states)
-        return states
+    def forward(decay: Tensor, x: Tensor, state: Tensor) -> Tensor:
+        return _states(decay, x, state)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        decay, _, state = inputs
+        ctx.save_for_backward(decay, state, output)
+
+    @staticmethod
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor, ...]:
         decay, state, states = ctx.saved_tensors
         # The gradients of the states are the same recurrence, from the last token to the first.
         following = torch.cat([torch.zeros_like(decay[:, :1]), decay[:, 1:].flip(1)], dim=1)
-        grad = _states(following, grad_states.flip(1), torch.zeros_like(state)).flip(1)
+        grad = _Recurrence.apply(following, grad_states.flip(1), torch.zeros_like(state)).flip(1)
         before = torch.cat([state[:, None], states[:, :-1]], dim=1)
         return grad * before, grad, grad[:, 0] * decay[:, 0]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Tensor) -> tuple[Tensor, int]:
+        # Rows do not know of each other, so that replicas are further rows.
+        states = _Recurrence.apply(*fold(info.batch_size, in_dims, arguments))
+        return unfold(info.batch_size, states), 0
 
 
 def _states(decay: Tensor, x: Tensor, state: Tensor) -> Tensor:
     tokens = x.shape[1]
     n_chunks = 1 if x.device.type == "cpu" and state.numel() > _FEW_NUMBERS else math.isqrt(2 * tokens)
     chunk = -(-tokens // n_chunks)
-    if padding := n_chunks * chunk - tokens:
-        decay, x = (torch.cat([each, torch.zeros_like(each[:, :padding])], dim=1) for each in (decay, x))
-    decay, x = (each.unflatten(1, (n_chunks, chunk)) for each in (decay, x))  # [B, N, C, ...]
+    decay, x = (cut(each, n_chunks, chunk) for each in (decay, x))  # [B, N, C, ...]
     state = state[:, None] if n_chunks == 1 else _first_states(decay, x, state)
     states = x.clone()
     for t in range(chunk):
@@ -75,7 +84,13 @@ def _first_states(decay: Tensor, x: Tensor, state: Tensor) -> Tensor:
     left, total = x[:, :, 0], decay[:, :, 0]
     for t in range(1, x.shape[2]):
         left, total = torch.addcmul(x[:, :, t], decay[:, :, t], left), total * decay[:, :, t]
-    states = [state]
-    for chunk in range(x.shape[1] - 1):
-        states.append(torch.addcmul(left[:, chunk], total[:, chunk], states[-1]))
-    return torch.stack(states, dim=1)
+    return through_chunks(x.shape[1], state, lambda n, state: torch.addcmul(left[:, n], total[:, n], state), dim=1)[0]
+
+
+def _examples() -> dict[str, Example]:
+    make = torch.Generator().manual_seed(0)
+    decay, x, state = (torch.rand(2, *shape, 5, generator=make) for shape in ((37,), (37,), ()))
+    return {"a state": Example((decay, x, state)), "no state": Example((decay.square(), x, None))}
+
+
+elementwise_recurrence = recurrence("elementwise_recurrence", reference, chunked, _examples)

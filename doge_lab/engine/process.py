@@ -11,11 +11,11 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from doge_lab.search.protocol import DIED, LAST, LOST, STARTED, Job, ending, read
+from doge_lab.engine.protocol import DIED, LAST, LOST, STARTED, Job, ending, read
 
 Events = queue.Queue[tuple["Worker | None", dict[str, Any]]]
 
-PROGRAM = "doge_lab.search"
+PROGRAM = "doge_lab.engine"
 _FORKABLE = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",

@@ -13,12 +13,14 @@ channel, N chunk, C token of a chunk.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from doge_lab.ops.chunks import chunk_layout, decayed_through_chunks, in_chunks, in_tokens
+from doge_lab.ops.dispatch import Example, recurrence
 
 _CHUNK = 64
 
 
-def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def reference(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """The definition: q, k [B, T, G, K], v [B, T, H, V], log_decay [B, T, H] -> outputs like v, state [B, H, K, V].
 
     `log_decay` may have one row for all, and one head for all.
@@ -32,36 +34,32 @@ def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor 
     return torch.stack(outputs, dim=1), state
 
 
-def chunked(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, *, chunk: int = _CHUNK
-) -> tuple[Tensor, Tensor]:
-    """The same as `recurrent`, in parallel within chunks of up to `chunk` tokens."""
+def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same in parallel within chunks."""
     tokens = q.shape[1]
-    n_chunks = -(-tokens // chunk)
-    chunk = -(-tokens // n_chunks)
-    if padding := n_chunks * chunk - tokens:  # zero keys write nothing, a decay of 1 forgets nothing
-        q, k, v = (F.pad(heads, (0, 0, 0, 0, 0, padding)) for heads in (q, k, v))
-        log_decay = F.pad(log_decay, (0, 0, 0, padding))
-    q, k, v = (heads.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2, 4) for heads in (q, k, v))  # [B, H, N, C, K]
-    log_decay = log_decay.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2)  # [B, H, N, C]
+    n_chunks, chunk = chunk_layout(tokens, _CHUNK)
+    q, k, v, log_decay = (in_chunks(heads, n_chunks, chunk) for heads in (q, k, v, log_decay))  # [B, H, N, C, ...]
     # Strong gates make these sums so large that float32 would lose the differences between neighbours.
     total = log_decay.cumsum(-1, dtype=torch.float64)
     causal = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril()
     between = (total[..., :, None] - total[..., None, :]).to(v.dtype).masked_fill(~causal, -torch.inf).exp()
     o = ((q @ k.mT) * between) @ v
-    states, state = _between_chunks(k, v, total, state)
-    o = o + (q * total.to(v.dtype).exp()[..., None]) @ states
-    return o.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens], state
-
-
-def _between_chunks(k: Tensor, v: Tensor, total: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The state before each chunk [B, H, N, K, V], and the state after the last [B, H, K, V]."""
     last = total[..., -1:]
     written = (k * (last - total).to(v.dtype).exp()[..., None]).mT @ v
-    decay = last.to(v.dtype).exp()[..., None]  # [B, H, N, 1, 1]
-    state = torch.zeros_like(written[:, :, 0]) if state is None else state
-    states = []
-    for chunk in range(written.shape[2]):
-        states.append(state)
-        state = torch.addcmul(written[:, :, chunk], decay[:, :, chunk], state)
-    return torch.stack(states, dim=2), state
+    states, state = decayed_through_chunks(written, last.to(v.dtype).exp()[..., None], state)
+    o = o + (q * total.to(v.dtype).exp()[..., None]) @ states
+    return in_tokens(o, tokens), state
+
+
+def _examples() -> dict[str, Example]:
+    make = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 70, 3, 4, generator=make) for _ in range(2))
+    v, state = torch.randn(2, 70, 3, 5, generator=make), torch.randn(2, 3, 4, 5, generator=make)
+    log_decay = -torch.rand(2, 70, 3, generator=make)
+    return {
+        "all": Example((q, k, v, log_decay, state)),
+        "shared keys, no state": Example((q[:, :, :1], k[:, :, :1], v, log_decay[:1, :, :1], None)),
+    }
+
+
+scalar_recurrence = recurrence("scalar_recurrence", reference, chunked, _examples)

@@ -1,6 +1,6 @@
 """Tokens laid out in mini-batches of a fixed size that count real tokens only, whatever the padding and the calls.
 
-    mask        0 1 1 1 1           mini-batches of 2, one real token seen:       . 0 | 1 2
+    real        0 1 1 1 1           mini-batches of 2, one real token seen:       . 0 | 1 2
     slot        - 1 2 3 4           with three seen and a mask of ones,                     . 3 | 4 .
 
 A row's slots begin with the mini-batch that earlier calls left unfinished; a slot without a new token holds zeros.
@@ -12,25 +12,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from doge_lab.layers.masks import real_tokens
-
 
 class MiniBatches:
-    """Where each new token goes. `begins` [B or 1, N]: the mini-batches whose first token is among the new ones."""
+    """Where each new token goes. `begins` [B or 1, N]: the mini-batches whose first token is among the new ones.
+
+    real: which tokens are, seen and new, [B, S + T]; None when all are.
+    """
 
     def __init__(
-        self, size: int, attention_mask: Tensor | None, *, new: int, seen: int = 0, device: torch.device | None = None
+        self, size: int, real: Tensor | None, *, new: int, seen: int = 0, device: torch.device | None = None
     ) -> None:
         self.size, self.new, self.offset = size, new, seen % size
         # How full the unfinished mini-batch is differs between padded rows; shapes may depend on the fullest possible.
-        fullest = self.offset if attention_mask is None else min(seen, size - 1)
+        fullest = self.offset if real is None else min(seen, size - 1)
         self.count = -(-(fullest + new) // size)
         self.slot: Tensor | None = None
         starts = torch.arange(0, self.count * size, size, device=device)
-        if attention_mask is None:
+        if real is None:
             self.begins = (starts >= self.offset)[None]
             return
-        real = real_tokens(attention_mask, new=new, seen=seen)
         offset = real[:, :seen].sum(dim=1, keepdim=True) % size
         ends = offset + real[:, seen:].cumsum(dim=1)  # [B, T]
         self.begins = (starts >= offset) & (starts < ends[:, -1:])

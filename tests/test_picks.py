@@ -5,8 +5,8 @@ import torch
 from largest_tensor import LargestTensor
 from torch.nn import functional as F
 
-from doge_lab.layers import experts
-from doge_lab.layers.experts import Picks, pick_dot, pick_sum
+from doge_lab.ops import picks as picked
+from doge_lab.ops.picks import Picks, pick_dot, pick_sum
 
 TOKENS, PICKS, EXPERTS, D = 150, 6, 20, 24
 NAMES = ("x", "down", "up", "weights")
@@ -60,7 +60,7 @@ def test_an_expert_that_nobody_picks_has_no_gradient():
 
 
 def test_numerical_gradients(monkeypatch):
-    monkeypatch.setattr(experts, "_FEW_FLOATS", 0)
+    monkeypatch.setattr(picked, "_FEW_FLOATS", 0)
     (x, down, up, weights), indices = inputs()
     some = slice(0, 4)
 
@@ -72,7 +72,7 @@ def test_numerical_gradients(monkeypatch):
 
 def test_the_private_operator_is_there():
     """When this fails, PyTorch has renamed it: the fallback below still works, several times slower."""
-    assert experts._SAMPLED_DOT is not None
+    assert picked._SAMPLED_DOT is not None
 
 
 @pytest.mark.parametrize("few", [{"_SAMPLED_DOT": None}, {"_FEW_FLOATS": 1 << 30}])
@@ -80,7 +80,7 @@ def test_the_forms_that_gather_agree(monkeypatch, few):
     leaves, indices = inputs()
     expected = outputs(fast, leaves, indices)
     for name, value in few.items():
-        monkeypatch.setattr(experts, name, value)
+        monkeypatch.setattr(picked, name, value)
     with LargestTensor() as largest:
         actual = outputs(fast, leaves, indices)
     assert largest.numel >= TOKENS * PICKS * D, "this was meant to gather"

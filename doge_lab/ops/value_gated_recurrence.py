@@ -14,13 +14,14 @@ chunk, W token of a block.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from doge_lab.layers.decay import LOG_RESOLUTION, SAFE_BLOCK
-from doge_lab.layers.gated_recurrence import chunk_sizes
+from doge_lab.ops.chunks import chunk_layout, decayed_through_chunks, in_chunks, in_tokens
+from doge_lab.ops.decay import LOG_RESOLUTION, SAFE_BLOCK
+from doge_lab.ops.dispatch import recurrence
+from doge_lab.ops.gated_recurrence import chunk_sizes, examples
 
 
-def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def reference(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """The definition: q and k [B, T, H, K], v and log_decay [B, T, H, V] -> outputs like v, state [B, H, K, V]."""
     state = q.new_zeros(*q.shape[:1], *q.shape[2:], v.shape[-1]) if state is None else state
     decay, outputs = log_decay.exp(), []
@@ -30,23 +31,20 @@ def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor 
     return torch.stack(outputs, dim=1), state
 
 
-def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The same as `recurrent`, in parallel within chunks; who gives no state may get none back."""
+def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same in parallel within chunks."""
     tokens = q.shape[1]
-    chunk, block = chunk_sizes(log_decay)
-    n_chunks = -(-tokens // chunk)
-    chunk = -(-tokens // n_chunks // SAFE_BLOCK) * SAFE_BLOCK  # as even as blocks allow
-    if padding := n_chunks * chunk - tokens:
-        q, k, v, log_decay = (F.pad(heads, (0, 0, 0, 0, 0, padding)) for heads in (q, k, v, log_decay))
-    q, k, v, log_decay = (
-        heads.unflatten(1, (n_chunks, chunk)).permute(0, 3, 1, 2, 4).contiguous() for heads in (q, k, v, log_decay)
-    )  # [B, H, N, C, K or V]
-    total = log_decay.clamp(min=LOG_RESOLUTION).cumsum(dim=-2)
+    longest, block = chunk_sizes(log_decay)
+    n_chunks, chunk = chunk_layout(tokens, longest, SAFE_BLOCK)
+    q, k, v, log_decay = (in_chunks(heads, n_chunks, chunk).contiguous() for heads in (q, k, v, log_decay))
+    total = log_decay.clamp(min=LOG_RESOLUTION).cumsum(dim=-2)  # [B, H, N, C, V]
     o = _within_chunks(q, k, v, total, min(block, chunk))
-    if n_chunks > 1 or state is not None:
-        states, state = _between_chunks(k, v, total, state)
-        o = o + (q @ states) * total.exp()
-    return o.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens], state
+    last = total[..., -1:, :]
+    written = k.mT @ (v * (last - total).exp())
+    if n_chunks == 1 and state is None:
+        return in_tokens(o, tokens), written[:, :, 0]
+    states, state = decayed_through_chunks(written, last.exp(), state)
+    return in_tokens(o + (q @ states) * total.exp(), tokens), state
 
 
 def _within_chunks(q: Tensor, k: Tensor, v: Tensor, total: Tensor, block: int) -> Tensor:
@@ -70,14 +68,4 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, total: Tensor, block: int) -
     return (o * offset.exp()).flatten(-3, -2)
 
 
-def _between_chunks(k: Tensor, v: Tensor, total: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The state before each chunk [B, H, N, K, V], and the state after the last [B, H, K, V]."""
-    last = total[..., -1:, :]
-    written = k.mT @ (v * (last - total).exp())
-    decay = last.exp()  # [B, H, N, 1, V]
-    state = torch.zeros_like(written[:, :, 0]) if state is None else state
-    states = []
-    for chunk in range(written.shape[2]):
-        states.append(state)
-        state = torch.addcmul(written[:, :, chunk], decay[:, :, chunk], state)
-    return torch.stack(states, dim=2), state
+value_gated_recurrence = recurrence("value_gated_recurrence", reference, chunked, examples)
