@@ -104,7 +104,7 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
             return None  # below a module that is no package
         try:
             spec = importlib.machinery.PathFinder.find_spec(each, places)
-        except (ImportError, ValueError, OSError):
+        except (ImportError, KeyError, ValueError, OSError):  # KeyError: below a namespace that was never imported
             return None
         if spec is None:
             return None

@@ -7,6 +7,7 @@ from strange_blocks import SOURCE
 from tiny_search import search, tiny
 
 from doge_lab import registry
+from doge_lab.engine.seeds import derived
 from doge_lab.errors import UserError
 from doge_lab.files import only_one
 from doge_lab.record import read_record
@@ -123,7 +124,10 @@ def test_a_finished_search_takes_more_seeds_and_trains_nothing_else_again(tmp_pa
     space = load_space(Path(command[2]), [command[command.index("--set") + 1]])
     more = Coordinator(space, tmp_path, ["cpu"], seed=3, resume=True).run()
     assert [trial.values for trial in more.trials] == [trial.values for trial in results.trials]
-    assert all(candidate.confirmed_seeds == (1003, 1004, 1005) for candidate in more.front)
+    assert all(
+        candidate.confirmed_seeds == tuple(sorted(derived("confirm", 3, n) for n in range(3)))
+        for candidate in more.front
+    )
     assert [c.confirmed[0] for c in more.front] == [c.confirmed[0] for c in results.front]
     new = {folder.name for folder in (tmp_path / "runs").iterdir()} - before
     assert len(new) == 2 * len(more.front)
@@ -142,7 +146,7 @@ def test_a_resumed_search_keeps_its_seed_name_and_constraints(tmp_path, in_proce
     with pytest.raises(UserError, match=r"was searched with other search\.constraints; choose another --out"):
         search(bounded, tmp_path, resume=True, seed=1)
     results = search(written, tmp_path, resume=True, seed=1)
-    assert [trial.seed for trial in results.trials] == [1, 2]
+    assert [trial.seed for trial in results.trials] == [derived("search", 0, 1, index) for index in range(2)]
 
 
 def test_a_report_needs_no_block_of_the_search(tmp_path, in_process, strange, monkeypatch):
@@ -205,7 +209,7 @@ def test_two_searches_do_not_share_a_folder(tmp_path, in_process):
 
 
 def test_a_confirmation_that_fails_says_why(tmp_path, in_process, strange, monkeypatch):
-    monkeypatch.setattr(confirmation, "CONFIRM_SEED", -5)  # no seed: the run is refused
+    monkeypatch.setattr(confirmation, "derived", lambda *key: -5)  # no seed: the run is refused
     (candidate,) = search(tiny(state=["mlp"], trials=1), tmp_path).front
     assert not candidate.confirmed
     assert set(candidate.unconfirmed) == {"-5"}

@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
                 raise
             except Exception as error:  # a block may raise anything
                 where = out / task.label / "error.txt"
+                where.parent.mkdir(parents=True, exist_ok=True)
                 where.write_text(traceback.format_exc(), encoding="utf-8")
                 said = f"{type(error).__name__}: {error}"
                 raise UserError(f"a block raised {said} (the traceback is in {where})", task.label) from error

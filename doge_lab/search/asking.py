@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from doge_lab.config import RunConfig
 from doge_lab.engine.drive import Answer
 from doge_lab.engine.protocol import FAILED
+from doge_lab.engine.seeds import derived
 from doge_lab.errors import UserError
 from doge_lab.identity import fingerprint
 from doge_lab.search.front import hypervolume
@@ -164,7 +165,8 @@ class Asker:
             for other in self.ledger.trials()
             if other.user_attrs.get("candidate") == candidate
         }
-        fresh = next(seed for seed in count(run.seed + self.seed) if seed not in used)
+        seeds = (derived("search", run.seed, self.seed, index) for index in count())
+        fresh = next(seed for seed in seeds if seed not in used)
         run = run.model_copy(update={"seed": fresh})
         self.ledger.changes += 1
         self.ledger.write(trial, candidate=candidate, run_seed=run.seed, config=run.dump())

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from doge_lab.engine.protocol import FAILED
+from doge_lab.engine.seeds import derived
 from doge_lab.search.audit import Audit
 from doge_lab.search.ledger import Ledger
 from doge_lab.search.study import Confirmed, Unconfirmed
-
-CONFIRM_SEED = 1000
-"""Confirmation starts from other initialisations too, far from the seeds of the search."""
 
 
 class Confirmation:
@@ -29,7 +27,7 @@ class Confirmation:
         for candidate in self.ledger.results().front:
             first = candidate.trials[0]
             for index in range(self.ledger.space.search.confirm_seeds):
-                seed = CONFIRM_SEED + self.seed + index
+                seed = derived("confirm", self.seed, index)
                 number -= 1
                 done = self.confirmed.get(first.candidate, {}).keys() | self.unconfirmed.get(first.candidate, {}).keys()
                 if str(seed) not in done:
