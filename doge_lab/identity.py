@@ -58,6 +58,7 @@ def _of_block(ref: BlockRef) -> dict[str, Any]:
 
 def _of_training(train: TrainConfig) -> dict[str, Any]:
     unused = BUDGET | ({"final_lr"} if train.schedule == "constant" else set())
+    unused |= set() if train.warmup_steps is None else {"warmup"}
     return train.model_dump(mode="json", exclude_defaults=True, exclude=set(unused))
 
 

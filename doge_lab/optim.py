@@ -4,7 +4,7 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from doge_lab.strict import Strict
@@ -28,7 +28,10 @@ class TrainConfig(Strict):
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """After the warm-up: cosine to `final_lr`, or constant and linear over the last fifth (WSD), or constant."""
     warmup: Fraction = 0.05
-    """Share of the steps over which the rate rises linearly."""
+    """Share of the steps over which the learning rate rises linearly."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps of the warm-up, in place of the share: it then does not grow with `steps`, and a longer training may go on
+    from a shorter one (schedules `constant` and `wsd`)."""
     final_lr: Fraction = 0.1
     """Learning rate at the end, as a share of the peak."""
     weight_decay: NonNegativeFloat = 0.0
@@ -49,7 +52,7 @@ WSD_DECAY = 0.2
 
 def lr_at(step: int, config: TrainConfig) -> float:
     """Learning rate of a step, counted from 0."""
-    warmup = math.ceil(config.warmup * config.steps)
+    warmup = warmup_of(config)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     done = (step - warmup) / max(1, config.steps - warmup)
@@ -60,6 +63,21 @@ def lr_at(step: int, config: TrainConfig) -> float:
     else:
         return config.lr
     return config.lr * (config.final_lr + (1 - config.final_lr) * share)
+
+
+def warmup_of(config: TrainConfig) -> int:
+    """Steps of the warm-up."""
+    return math.ceil(config.warmup * config.steps) if config.warmup_steps is None else config.warmup_steps
+
+
+def shared_steps(config: TrainConfig) -> int:
+    """Steps whose learning rates a longer training has as well, so that it may go on from there; 0 where none are."""
+    if config.schedule == "cosine" or (config.warmup_steps is None and config.warmup > 0):
+        return 0
+    if config.schedule == "constant":
+        return config.steps
+    warmup = warmup_of(config)
+    return warmup + math.floor((1 - WSD_DECAY) * max(0, config.steps - warmup))
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -111,7 +111,8 @@ def compare(before: Events, after: Events) -> Verdict:
     elif ends[0]["event"] == "end":
         pair = ends[0]["metrics"], ends[1]["metrics"]
         differences += _not_within(*pair) if setup else _not_equal(*pair)
-    if not setup and _curve(before) != _curve(after):
+    from_step = max(events[0].get("continues", 0) for events in (before, after))  # a continued run has the rest alone
+    if not setup and _curve(before, from_step) != _curve(after, from_step):
         differences.append("the curve")
     first, second = (end.get("metrics", {}).get("bits") for end in ends)
     return Verdict(not setup, setup, differences, (first, second))
@@ -127,6 +128,7 @@ def _not_within(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     return ["bits"] if abs(after["bits"] - before["bits"]) > allowed else []
 
 
-def _curve(events: Events) -> dict[int, tuple[Any, ...]]:
+def _curve(events: Events, from_step: int) -> dict[int, tuple[Any, ...]]:
     """By step: a run that was interrupted reports some steps twice."""
-    return {event["step"]: tuple(event[name] for name in CURVE) for event in events if event["event"] == "report"}
+    points = [event for event in events if event["event"] == "report" and event["step"] > from_step]
+    return {point["step"]: tuple(point[name] for name in CURVE) for point in points}

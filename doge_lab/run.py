@@ -3,6 +3,7 @@
 FOLDER/record.jsonl        what happened, as `doge_lab.record` says
 FOLDER/model.safetensors   the trained weights
 FOLDER/checkpoint.safetensors   while it runs, for runs that take longer than half a minute
+FOLDER/continue.safetensors     what a longer training may go on from (`doge_lab.stored`)
 """
 
 import contextlib
@@ -24,9 +25,9 @@ from doge_lab.identity import Source, identity, source
 from doge_lab.model import CausalLM
 from doge_lab.optim import TrainConfig
 from doge_lab.record import Writer
-from doge_lab.stored import CHECKPOINT, WEIGHTS, Events, set_aside, stored
+from doge_lab.stored import CHECKPOINT, CONTINUE, WEIGHTS, Events, set_aside, stored
 from doge_lab.tasks import Metrics, ScoredOn, Task, TaskData
-from doge_lab.train import Diverged, StepReport, predictor, save_tensors, train
+from doge_lab.train import Diverged, StepReport, predictor, save_tensors, steps_in, train
 
 PACKAGES = ("torch", "numpy", "einx", "transformers", "optuna", "pydantic", "sentencepiece")
 """Their versions go into the record, where they are installed."""
@@ -66,38 +67,48 @@ def execute(
     """Train and score the resolved `run` on one of its tasks; returns the record's last event.
 
     A folder that holds this very run finished is read, not run again; unfinished, it is continued from its
-    checkpoint. What other code computed is set aside and trained again: the event then says why (`replaces`).
+    checkpoint. What other code computed is set aside and trained again: the event then says why (`replaces`). A longer
+    training goes on from a shorter one of this run where the schedule allows it.
     Raises `UserError` when the folder holds another run, `Diverged` when the loss stops being a number,
     `BreaksContract` when `accept` does.
     """
-    computed_by = source(run, task)
-    before, replaces = stored(folder, asked(run, task, scored_on), computed_by)
-    if replaces:
-        set_aside(folder)
-    elif finished := _finished(folder, before):
+    computed_by, config = source(run, task), run.train_config(task)
+    before = stored(folder, asked(run, task, scored_on), computed_by, config)
+    if finished := _finished(folder, before.events):
         return finished
+    if before.aside:
+        set_aside(folder, forget=before.start is None)
     folder.mkdir(parents=True, exist_ok=True)
     data = task.data(seed=run.seed, scored_on=scored_on)
     cost = run.cost()
     write = Writer(folder)
     facts = {**asked(run, task, scored_on), "task": task.label, "data_hash": data.data_hash(), "cost": cost.dump()}
-    write("start", **facts, **_provenance(computed_by, device), config=run.dump())
+    continues = {"continues": steps_in(before.start)} if before.start else {}
+    write("start", **facts, **continues, **_provenance(computed_by, device), config=run.dump())
     model = CausalLM.build(run.model, seed=run.seed, device=torch_device(device))
     try:
-        metrics, took = _trained_and_scored(model, data, run.train_config(task), folder, write, on_report)
+        metrics, took = _trained_and_scored(model, data, config, folder, write, on_report, before.start)
         accept(model, data)
     except (Diverged, BreaksContract) as error:
         write("failed", reason=str(error), contract=isinstance(error, BreaksContract))
         raise
     metrics |= per_parameter(metrics, cost.params, cost.active_params)
     save_tensors(model.state_dict(), folder / WEIGHTS)
-    end = write("end", metrics=metrics, **took, **({"replaces": replaces} if replaces else {}))
+    end = write("end", metrics=metrics, **took, **({"replaces": before.replaces} if before.replaces else {}))
     (folder / CHECKPOINT).unlink(missing_ok=True)
+    if before.start and (folder / CONTINUE).exists() and before.start.parent != folder:
+        before.start.unlink(missing_ok=True)  # the longer training's own is further
     return end
 
 
 def _trained_and_scored(
-    model: CausalLM, data: TaskData, config: TrainConfig, folder: Path, write: Writer, on_report: OnReport
+    model: CausalLM,
+    data: TaskData,
+    config: TrainConfig,
+    folder: Path,
+    write: Writer,
+    on_report: OnReport,
+    start: Path | None,
 ) -> tuple[Metrics, dict[str, Any]]:
     """The scores, and what the record's end says besides: what it took, and whether it can be repeated to the bit."""
 
@@ -107,7 +118,8 @@ def _trained_and_scored(
 
     device = model.embed.weight.device
     with deterministic(device) as exceptions:
-        trained = train(model, data, config, checkpoint=folder / CHECKPOINT, on_report=report)
+        files = {"checkpoint": folder / CHECKPOINT, "start": start, "keep": folder / CONTINUE}
+        trained = train(model, data, config, on_report=report, **files)
         wall, cpu = time.monotonic(), time.process_time()
         metrics = data.evaluate(predictor(model))
     if not math.isfinite(metrics["bits"]):

@@ -1,40 +1,89 @@
-"""What a run's folder holds from before, and whether it still counts.
+"""What a run's folder holds from before, whether it still counts, and what a longer training may go on from.
 
-FOLDER/previous/   record and weights of the run that other code computed, set aside when the run is trained again; one
-                   such run is kept
+FOLDER/continue.safetensors   of schedules that allow it: the state at the last step that a longer training shares
+FOLDER/previous/              record and weights that were set aside: of other code, or of a shorter training that was
+                              continued here; one such run is kept
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from doge_lab.errors import UserError
 from doge_lab.identity import Source
+from doge_lab.optim import TrainConfig, shared_steps
 from doge_lab.record import RECORD, read_record
+from doge_lab.train import steps_in
 
-WEIGHTS, CHECKPOINT, PREVIOUS = "model.safetensors", "checkpoint.safetensors", "previous"
+WEIGHTS, CHECKPOINT, CONTINUE = "model.safetensors", "checkpoint.safetensors", "continue.safetensors"
+PREVIOUS = "previous"
+BUDGET = "-steps"
+"""What stands before the budget in the name of a folder: those that differ in nothing else are looked at as well."""
 
 Events = list[dict[str, Any]]
-
-
-def stored(folder: Path, asked: Mapping[str, Any], source: Source) -> tuple[Events, str]:
-    """The record of this very run as far as it is, and why an earlier one does not count; either may be empty.
-
-    Raises `UserError` where the folder holds another run.
-    """
-    events = read_record(folder)
-    if not events:
-        return [], ""
-    start = events[0]
-    if "identity" not in start:
-        raise UserError(f"{folder} holds a run of an older doge_lab, which does not say what computed it; {_ELSEWHERE}")
-    if {key: start.get(key) for key in asked} != asked:
-        raise UserError(f"{folder} holds another run (or other options); {_ELSEWHERE}")
-    return events, stale(start, source)
-
-
 _ELSEWHERE = "choose another --out"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """events: the record of this very run as far as it is. replaces: why an earlier one does not count.
+
+    aside: whether what the folder holds has to make room. start: a state to begin from, None for the beginning.
+    """
+
+    events: Events
+    replaces: str = ""
+    aside: bool = False
+    start: Path | None = None
+
+
+def stored(folder: Path, asked: Mapping[str, Any], source: Source, config: TrainConfig) -> Stored:
+    """What there is for the run that `asked` names. Raises `UserError` where the folder holds another run."""
+    events = read_record(folder)
+    start = _continuation(folder, asked, source, config)
+    if not events:
+        return Stored([], start=start)
+    before = events[0]
+    if "identity" not in before:
+        raise UserError(f"{folder} holds a run of an older doge_lab, which does not say what computed it; {_ELSEWHERE}")
+    if not _same(before, asked):
+        raise UserError(f"{folder} holds another run (or other options); {_ELSEWHERE}")
+    if replaces := stale(before, source):
+        return Stored([], replaces, aside=True)
+    if before["steps"] == asked["steps"]:
+        return Stored(events, start=start)
+    if start is None:
+        raise UserError(
+            f"{folder} holds this run with {before['steps']:,} steps, which cannot be continued to {asked['steps']:,}; "
+            f"{_ELSEWHERE}, or train with `schedule: wsd` or `constant` and `warmup_steps` from the start"
+        )
+    return Stored([], aside=True, start=start)
+
+
+def _same(start: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether they are one run, but for the budget."""
+    return all(start.get(key) == value for key, value in asked.items() if key != "steps")
+
+
+def _continuation(folder: Path, asked: Mapping[str, Any], source: Source, config: TrainConfig) -> Path | None:
+    """The furthest state of this run with another budget that leads to this one."""
+    known = [
+        (steps, path) for path in _kept(folder, asked, source) if (steps := steps_in(path)) <= shared_steps(config)
+    ]
+    return max(known)[1] if known else None
+
+
+def _kept(folder: Path, asked: Mapping[str, Any], source: Source) -> Iterator[Path]:
+    name, budget, _ = folder.name.rpartition(BUDGET)
+    others = folder.parent.glob(f"{name}{BUDGET}*") if budget else ()
+    for each in dict.fromkeys((folder, *others)):
+        path = each / CONTINUE
+        if path.exists() and (events := read_record(each)):
+            start = events[0]
+            if _same(start, asked) and not stale(start, source):
+                yield path
 
 
 def stale(start: Mapping[str, Any], source: Source) -> str:
@@ -51,12 +100,13 @@ def changed(modules: list[str]) -> str:
     return f"{', '.join(named)}{others} {'has' if len(modules) == 1 else 'have'} changed since"
 
 
-def set_aside(folder: Path) -> None:
-    """Move what other code computed out of the way; what stood there before is gone."""
+def set_aside(folder: Path, *, forget: bool) -> None:
+    """Move what the folder holds out of the way; what was set aside before is gone. `forget`: its state as well."""
     previous = folder / PREVIOUS
     shutil.rmtree(previous, ignore_errors=True)
     previous.mkdir()
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    for name in (CHECKPOINT, CONTINUE) if forget else (CHECKPOINT,):
+        (folder / name).unlink(missing_ok=True)
     # the record last: until it is gone, the folder says what happened
     for name in (WEIGHTS, RECORD):
         if (folder / name).exists():

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from doge_lab.errors import UserError
 from doge_lab.model import CausalLM
-from doge_lab.optim import TrainConfig, build_optimizer, lr_at
+from doge_lab.optim import TrainConfig, build_optimizer, lr_at, shared_steps
 from doge_lab.tasks import Batch, Predict, TaskData
 from doge_lab.tasks.base import IGNORE
 
@@ -75,17 +75,22 @@ def train(
     config: TrainConfig,
     *,
     checkpoint: Path | None = None,
+    start: Path | None = None,
+    keep: Path | None = None,
     on_report: Callable[[StepReport], None] = lambda report: None,
 ) -> Progress:
     """Train `model` in place, on the device where it lies, continuing from `checkpoint` when that file exists.
 
+    start: a checkpoint to begin from where there is none. keep: where the state is left at the last step that a longer
+    training shares, if there is one.
     Raises `Diverged` when the loss is not finite: every report (about 40 a run) checks it.
     """
     optimizer = build_optimizer(model, config)
-    before = load_checkpoint(checkpoint, model, optimizer) if checkpoint and checkpoint.exists() else Progress()
+    first = checkpoint if checkpoint and checkpoint.exists() else start
+    before = load_checkpoint(first, model, optimizer) if first else Progress()
     if before.step > config.steps:
-        raise UserError(f"is at step {before.step} of {config.steps}; {_WAY_OUT}", file=str(checkpoint))
-    every = max(1, config.steps // CURVE_POINTS)
+        raise UserError(f"is at step {before.step} of {config.steps}; {_WAY_OUT}", file=str(first))
+    every, shared = max(1, config.steps // CURVE_POINTS), shared_steps(config)
     began, saved = _clocks(), time.monotonic()
     model.train()
     for step in range(before.step, config.steps):
@@ -101,6 +106,8 @@ def train(
             if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save_checkpoint(checkpoint, model, optimizer, done)
                 saved = time.monotonic()
+        if keep and step + 1 == shared:
+            save_checkpoint(keep, model, optimizer, before.since(began, step + 1))
     model.eval()
     return before.since(began, config.steps)
 
@@ -170,6 +177,15 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         said = str(error).partition("\n")[0]
         raise UserError(f"is damaged ({type(error).__name__}: {said}); {_WAY_OUT}", file=str(path)) from None
     return done
+
+
+def steps_in(path: Path) -> int:
+    """How many steps a checkpoint has behind it. Raises `UserError` when it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return int(json.loads(file.metadata()["progress"])["step"])
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"is damaged ({type(error).__name__}); {_WAY_OUT}", file=str(path)) from None
 
 
 def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
