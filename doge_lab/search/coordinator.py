@@ -20,7 +20,7 @@ from doge_lab.search.config import Space
 from doge_lab.search.confirmation import Confirmation
 from doge_lab.search.front import Results
 from doge_lab.search.ledger import Ledger
-from doge_lab.search.study import refuse_mixing, writing_to
+from doge_lab.search.study import refuse_mixing, refuse_other, writing_to
 from doge_lab.search.vetting import Vetting
 
 OnChange = Callable[["Coordinator"], None]
@@ -47,6 +47,7 @@ class Coordinator:
     def run(self) -> Results:
         """Search, look again at the front, confirm it. Raises `UserError` when nothing can be trained."""
         refuse_mixing(self.directory, resume=self.resume)
+        refuse_other(self.directory, self.space, seed=self.seed)  # before minutes of checks
         self.vetting = Vetting(self.space, skip_failing=self.skip_failing)
         with writing_to(self.directory), Pool(self.devices, self.allow_import, self.job_timeout) as pool:
             drive(Listed(self.vetting.jobs(), self.vetting.keep), pool, self._heard)

@@ -80,24 +80,43 @@ def open_study(directory: Path, space: Space, *, seed: int) -> tuple[Study, RDBS
     if not path.exists():
         create_study(path, space, attributes={"seed": seed, "confirmed": {}})
     study, storage = the_study(path)
+    before = _checked(study, directory, space, seed=seed)
+    space = replace(space, search=space.search.model_copy(update={"objectives": objectives_of(study)}))
+    stale = outdated_trials(study)
+    if before.run != space.run or stale:
+        _rewritten(study, storage, path, space, stale)
+        study, storage = the_study(path)
+    # A resumed sampler must not repeat the draws of the first part.
+    study.sampler = build_sampler(space.search, seed + len(study.trials))
+    study.set_user_attr("space", space.dump())
+    return study, storage, space
+
+
+def refuse_other(directory: Path, space: Space, *, seed: int) -> None:
+    """Raise `UserError` when the study in `directory`, if there is one, cannot be continued as `space`."""
+    if (directory / STUDY).exists():
+        study, storage = the_study(directory / STUDY)
+        _checked(study, directory, space, seed=seed)
+        close_storage(storage)
+
+
+def _checked(study: Study, directory: Path, space: Space, *, seed: int) -> Space:
+    """The study's own space. Raises `UserError` where it is another's, or damaged."""
     if study.study_name != space.name:
         raise UserError(f"{directory} holds the search {study.study_name!r}, not {space.name!r}; choose another --out")
-    with reading(path):
+    with reading(directory / STUDY):
         before = parse_space(study.user_attrs["space"], space.name)
         results_of(study, before, directory)  # a damaged trial is found now, not when its turn comes
     if study.user_attrs["seed"] != seed:
         raise UserError(f"{directory} was searched with --seed {study.user_attrs['seed']}; resume it with the same")
     if changed := _decisive_changes(before.search, space.search):
         raise UserError(f"{directory} was searched with other search.{changed}; choose another --out")
-    space = replace(space, search=space.search.model_copy(update={"objectives": objectives_of(study)}))
-    stale = outdated_trials(study)
-    if before.run != space.run or stale:
-        _rewritten(study, storage, path, before, space, stale)
-        study, storage = the_study(path)
-    # A resumed sampler must not repeat the draws of the first part.
-    study.sampler = build_sampler(space.search, seed + len(study.trials))
-    study.set_user_attr("space", space.dump())
-    return study, storage, space
+    if where := difference(before.run, space.run):
+        raise UserError(
+            f"{directory} was searched with another space: {where}; a resumed search may add choices and widen "
+            "ranges, for anything else choose another --out"
+        )
+    return before
 
 
 def _decisive_changes(before: SearchConfig, after: SearchConfig) -> str:
@@ -134,18 +153,8 @@ def outdated_trials(study: Study) -> list[int]:
     return outdated((number, attrs["config"], attrs.get("sources", {})) for number, attrs in facts)
 
 
-def _rewritten(
-    study: Study, storage: RDBStorage, path: Path, before: Space, space: Space, stale: Collection[int]
-) -> None:
-    """Move every trial into a wider space, the `stale` ones to be trained again; the file is replaced by a whole one.
-
-    Raises `UserError` for a change of the space that is more than further choices and wider ranges.
-    """
-    if where := difference(before.run, space.run):
-        raise UserError(
-            f"{path.parent} was searched with another space: {where}; a resumed search may add choices and widen "
-            "ranges, for anything else choose another --out"
-        )
+def _rewritten(study: Study, storage: RDBStorage, path: Path, space: Space, stale: Collection[int]) -> None:
+    """Move every trial into a wider space, the `stale` ones to be trained again, by a whole new file."""
     old = study.get_trials(deepcopy=False)
     gone = {trial.user_attrs["candidate"] for trial in old if trial.number in stale}
     trials = [begun_again(trial) if trial.number in stale else trial for trial in old]
