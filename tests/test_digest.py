@@ -118,7 +118,7 @@ def test_the_source_of_a_run_holds_what_a_foreign_block_reaches(folder):
     ids=["imported", "imported by a name made up at run time"],
 )
 def test_a_helper_edited_to_leak_is_examined_again_and_caught(folder, monkeypatch, imports, body):
-    from doge_lab.search.vetting import CheckCase, examine, remembered, verdict
+    from doge_lab.engine.checks import CheckCase, examine, remembered, verdict
 
     monkeypatch.setenv("DOGE_LAB_CACHE", str(folder / "cache"))
     case = CheckCase("state", "mine:Mine", json.dumps({}), 16)
