@@ -219,8 +219,11 @@ CONFIGURATIONS = {
 BLOCKS = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
 CASES = [(*block, options) for block in BLOCKS for options in [{}, *CONFIGURATIONS.get(block, [])]]
 
-VARY_THEMSELVES = {"any_option", "search_space_works", "width_works", "declarations_are_pure"}
-"""Checks that go through options and places of their own accord: once for each block."""
+VARY_THEMSELVES = {
+    *("any_option", "search_space_works", "width_works", "declarations_are_pure"),
+    *("anywhere", "any_length"),  # which any_option asks of options drawn at random
+}
+"""Checks that go through options, places and lengths of their own accord: once for each block."""
 
 
 def problems(results):
