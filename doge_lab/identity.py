@@ -35,6 +35,15 @@ def fingerprint(run: RunConfig) -> str:
     return _hashed([asked, budgets])
 
 
+def place(run: RunConfig, task: Task) -> str:
+    """Twelve hex digits for where `run` keeps one of its tasks: no other candidate's, but the same for every budget.
+
+    Two candidates may ask the same of this task and differ in another: at once in one folder they would collide.
+    """
+    others = [_budget(run.train_config(other), other) for other in run.tasks if other.label != task.label]
+    return _hashed([[_asked(run, each) for each in run.tasks], others])
+
+
 def _asked(run: RunConfig, task: Task) -> dict[str, Any]:
     written = task.model_dump(mode="json", exclude_defaults=True, exclude={"type", "name", "train"})
     train = run.train_config(task)
@@ -85,6 +94,16 @@ class Source:
     def changed(self, before: Mapping[str, str]) -> list[str]:
         """Modules that differ from those of an earlier result."""
         return sorted(name for name in {*self.modules, *before} if self.modules.get(name) != before.get(name))
+
+
+COSTS = ("doge_lab.cost", "doge_lab.match")
+"""Modules that count what a candidate costs, with all that they reach."""
+
+
+def sources(run: RunConfig) -> dict[str, str]:
+    """Task label -> name of the source of its result, and `(cost)` -> that of the candidate's costs."""
+    found = {task.label: source(run, task).name for task in run.tasks}
+    return {**found, "(cost)": Source(digest.as_loaded(COSTS)).name}
 
 
 def source(run: RunConfig, task: Task) -> Source:

@@ -8,7 +8,7 @@ from typing import Any
 
 from doge_lab.config import RunConfig
 from doge_lab.errors import UserError, did_you_mean, shortened
-from doge_lab.identity import identity, source
+from doge_lab.identity import place, sources
 from doge_lab.model import CausalLM
 from doge_lab.run import BreaksContract, OnReport, execute
 from doge_lab.tasks import ScoredOn, Task, TaskData
@@ -24,7 +24,7 @@ METRIC_NAMES = ("bits", "accuracy", "bits_per_param", "bits_per_active_param")
 class Measured:
     """metrics: task label -> metrics. cost: `Cost.dump()`. Of training and scoring: wall seconds, and CPU seconds.
 
-    sources: task label -> name of the source that computed it (`identity.Source`). replaced: why earlier results, which
+    sources: what computed it (`identity.sources`). replaced: why earlier results, which
     other code computed, were trained again just now.
     """
 
@@ -78,8 +78,7 @@ def evaluate(
         seconds += end["wall_seconds"]
         cpu_seconds += end["cpu_seconds"]
         replaced += [end["replaces"]] if "replaces" in end else []
-    sources = {task.label: source(run, task).name for task in run.tasks}
-    return Measured(metrics, run.cost().dump(), seconds, cpu_seconds, sources, tuple(dict.fromkeys(replaced)))
+    return Measured(metrics, run.cost().dump(), seconds, cpu_seconds, sources(run), tuple(dict.fromkeys(replaced)))
 
 
 def _accept(run: RunConfig, task: Task, model: CausalLM, data: TaskData) -> None:
@@ -106,4 +105,4 @@ def require_sound(results: Iterable[CheckResult]) -> None:
 def run_folder(folder: Path, run: RunConfig, task: Task, scored_on: ScoredOn) -> Path:
     """Where a run of a search is kept: named by what decides its result."""
     steps = run.train_config(task).steps
-    return folder / f"{identity(run, task)}-{task.type}-{scored_on}-seed{run.seed}-steps{steps}"
+    return folder / f"{place(run, task)}-{task.label}-{scored_on}-seed{run.seed}-steps{steps}"

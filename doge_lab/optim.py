@@ -77,7 +77,7 @@ def shared_steps(config: TrainConfig) -> int:
     if config.schedule == "constant":
         return config.steps
     warmup = warmup_of(config)
-    return warmup + math.floor((1 - WSD_DECAY) * max(0, config.steps - warmup))
+    return min(config.steps, warmup + math.floor((1 - WSD_DECAY) * max(0, config.steps - warmup)))
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

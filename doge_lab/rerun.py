@@ -111,7 +111,8 @@ def compare(before: Events, after: Events) -> Verdict:
     elif ends[0]["event"] == "end":
         pair = ends[0]["metrics"], ends[1]["metrics"]
         differences += _not_within(*pair) if setup else _not_equal(*pair)
-    from_step = max(events[0].get("continues", 0) for events in (before, after))  # a continued run has the rest alone
+    # a run that went on from another has the rest of the curve alone
+    from_step = max(event.get("continues", 0) for event in (*before, *after) if event["event"] == "start")
     if not setup and _curve(before, from_step) != _curve(after, from_step):
         differences.append("the curve")
     first, second = (end.get("metrics", {}).get("bits") for end in ends)

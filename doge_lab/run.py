@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from doge_lab import digest
 from doge_lab.config import RunConfig
 from doge_lab.determinism import deterministic
 from doge_lab.errors import UserError
@@ -90,14 +91,12 @@ def execute(
         metrics, took = _trained_and_scored(model, data, config, folder, write, on_report, before.start)
         accept(model, data)
     except (Diverged, BreaksContract) as error:
-        write("failed", reason=str(error), contract=isinstance(error, BreaksContract))
+        write("failed", reason=str(error), **({"contract": _contract()} if isinstance(error, BreaksContract) else {}))
         raise
     metrics |= per_parameter(metrics, cost.params, cost.active_params)
     save_tensors(model.state_dict(), folder / WEIGHTS)
     end = write("end", metrics=metrics, **took, **({"replaces": before.replaces} if before.replaces else {}))
     (folder / CHECKPOINT).unlink(missing_ok=True)
-    if before.start and (folder / CONTINUE).exists() and before.start.parent != folder:
-        before.start.unlink(missing_ok=True)  # the longer training's own is further
     return end
 
 
@@ -145,11 +144,18 @@ def asked(run: RunConfig, task: Task, scored_on: ScoredOn) -> dict[str, Any]:
 def _finished(folder: Path, events: Events) -> dict[str, Any] | None:
     """The last event of a run that came to its end, good or (raised) bad."""
     last = events[-1] if events else {"event": "none"}
+    if last["event"] == "failed" and last.get("contract") not in (None, False, _contract()):
+        return None  # judged by other checks
     if last["event"] == "failed":
         raise (BreaksContract if last.get("contract") else Diverged)(last["reason"])
     if last["event"] != "end" or not (folder / WEIGHTS).exists():
         return None
     return {name: fact for name, fact in last.items() if name != "replaces"}  # that was news when it was trained
+
+
+def _contract() -> str:
+    """Names the checks that judge a trained model."""
+    return Source(digest.as_loaded(("doge_lab.testing",))).name
 
 
 def torch_device(name: str) -> torch.device:

@@ -5,6 +5,7 @@ FOLDER/previous/              record and weights that were set aside: of other c
                               continued here; one such run is kept
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,9 +43,8 @@ class Stored:
 def stored(folder: Path, asked: Mapping[str, Any], source: Source, config: TrainConfig) -> Stored:
     """What there is for the run that `asked` names. Raises `UserError` where the folder holds another run."""
     events = read_record(folder)
-    start = _continuation(folder, asked, source, config)
     if not events:
-        return Stored([], start=start)
+        return Stored([], start=_continuation(folder, asked, source, config))
     before = events[0]
     if "identity" not in before:
         raise UserError(f"{folder} holds a run of an older doge_lab, which does not say what computed it; {_ELSEWHERE}")
@@ -53,7 +53,9 @@ def stored(folder: Path, asked: Mapping[str, Any], source: Source, config: Train
     if replaces := stale(before, source):
         return Stored([], replaces, aside=True)
     if before["steps"] == asked["steps"]:
-        return Stored(events, start=start)
+        ended = events[-1]["event"] in ("end", "failed")
+        return Stored(events, start=None if ended else _continuation(folder, asked, source, config))
+    start = _continuation(folder, asked, source, config)
     if start is None:
         raise UserError(
             f"{folder} holds this run with {before['steps']:,} steps, which cannot be continued to {asked['steps']:,}; "
@@ -69,21 +71,21 @@ def _same(start: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 
 def _continuation(folder: Path, asked: Mapping[str, Any], source: Source, config: TrainConfig) -> Path | None:
     """The furthest state of this run with another budget that leads to this one."""
-    known = [
-        (steps, path) for path in _kept(folder, asked, source) if (steps := steps_in(path)) <= shared_steps(config)
-    ]
+    known = [(steps, path) for steps, path in _kept(folder, asked, source) if steps <= shared_steps(config)]
     return max(known)[1] if known else None
 
 
-def _kept(folder: Path, asked: Mapping[str, Any], source: Source) -> Iterator[Path]:
+def _kept(folder: Path, asked: Mapping[str, Any], source: Source) -> Iterator[tuple[int, Path]]:
+    """States of this run, with the steps behind them; a damaged one, or a neighbour's damaged record, is no state."""
     name, budget, _ = folder.name.rpartition(BUDGET)
     others = folder.parent.glob(f"{name}{BUDGET}*") if budget else ()
     for each in dict.fromkeys((folder, *others)):
         path = each / CONTINUE
-        if path.exists() and (events := read_record(each)):
-            start = events[0]
-            if _same(start, asked) and not stale(start, source):
-                yield path
+        with contextlib.suppress(UserError):
+            if path.exists() and (events := read_record(each)):
+                start = events[0]
+                if _same(start, asked) and not stale(start, source):
+                    yield steps_in(path), path
 
 
 def stale(start: Mapping[str, Any], source: Source) -> str:
@@ -103,8 +105,10 @@ def changed(modules: list[str]) -> str:
 def set_aside(folder: Path, *, forget: bool) -> None:
     """Move what the folder holds out of the way; what was set aside before is gone. `forget`: its state as well."""
     previous = folder / PREVIOUS
-    shutil.rmtree(previous, ignore_errors=True)
-    previous.mkdir()
+    half_done = (previous / WEIGHTS).exists() and not (folder / WEIGHTS).exists() and not (previous / RECORD).exists()
+    if not half_done:  # a kill between the two moves
+        shutil.rmtree(previous, ignore_errors=True)
+    previous.mkdir(exist_ok=True)
     for name in (CHECKPOINT, CONTINUE) if forget else (CHECKPOINT,):
         (folder / name).unlink(missing_ok=True)
     # the record last: until it is gone, the folder says what happened

@@ -75,14 +75,14 @@ def test_a_shorter_training_is_no_continuation(tmp_path):
         trained(run_of(10), tmp_path)
 
 
-def test_runs_of_a_search_go_on_from_their_neighbours_and_leave_one_state(tmp_path):
+def test_runs_of_a_search_go_on_from_their_neighbours(tmp_path):
     folders = []
     for steps in (10, 20, 40):
         run = run_of(steps)
         evaluate(run, tmp_path, scored_on="validation")
         folders.append(run_folder(tmp_path, run, run.tasks[0], "validation"))
     assert [read_record(folder)[0].get("continues") for folder in folders] == [None, 8, 16]
-    assert [(folder / CONTINUE).exists() for folder in folders] == [False, False, True]
+    assert all((folder / CONTINUE).exists() for folder in folders)
     assert all((folder / WEIGHTS).exists() for folder in folders)
     fresh = evaluate(run_of(40), tmp_path / "fresh", scored_on="validation")
     assert evaluate(run_of(40), tmp_path, scored_on="validation").metrics == fresh.metrics
@@ -94,3 +94,21 @@ def test_what_other_code_computed_is_not_continued(tmp_path, monkeypatch):
     end = trained(run_of(25), tmp_path)
     assert end["replaces"] == "blocks.state.glu has changed since"
     assert "continues" not in read_record(tmp_path)[0]
+
+
+def test_a_damaged_state_is_no_state(tmp_path):
+    short, long = run_of(10), run_of(25)
+    for run in (short, long):
+        evaluate(run, tmp_path, scored_on="validation")
+    folder = run_folder(tmp_path, short, short.tasks[0], "validation")
+    (folder / CONTINUE).write_bytes(b"damaged")
+    first = evaluate(long, tmp_path, scored_on="validation")
+    longer = run_of(40)
+    evaluate(longer, tmp_path, scored_on="validation")
+    state = run_folder(tmp_path, longer, longer.tasks[0], "validation")
+    assert read_record(state)[0]["continues"] == shared_steps(long.train)
+    assert evaluate(long, tmp_path, scored_on="validation").metrics == first.metrics
+
+
+def test_a_warm_up_longer_than_the_training_shares_no_step_that_is_not_there():
+    assert shared_steps(TrainConfig(steps=50, schedule="wsd", warmup_steps=100)) == 50

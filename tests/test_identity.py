@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from tiny_search import search, tiny
 from doge_lab import config
 from doge_lab.errors import UserError
 from doge_lab.identity import fingerprint, identity, source
+from doge_lab.objective import run_folder
 from doge_lab.record import RECORD, read_record
 from doge_lab.run import execute
 from doge_lab.search.study import read_results
@@ -93,6 +95,19 @@ def test_a_candidate_is_named_with_its_budget():
     longer = run.model_copy(update={"train": run.train.model_copy(update={"steps": 9})})
     assert fingerprint(run) != fingerprint(longer)
     assert identity(run, run.tasks[0]) == identity(longer, longer.tasks[0])
+
+
+def test_candidates_that_differ_in_one_task_share_no_folder():
+    def folders(**train):
+        recall = {"type": "recall", "n_pairs": [2], "length": 12, "n_tokens": 16}
+        written = yaml.safe_load(RUN)
+        written["tasks"] = [{**written["tasks"][0], "train": train}, recall]
+        run = config.parse(written).resolved()
+        return {run_folder(Path(), run, task, "validation") for task in run.tasks}
+
+    assert not folders(exposures=5) & folders(exposures=10)
+    assert not folders(lr=0.01) & folders(lr=0.02)
+    assert folders(lr=0.01) == folders()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from doge_lab.engine import jobs
 from doge_lab.engine.jobs import weigh
 from doge_lab.errors import UserError
 from doge_lab.experiment.plan import Outcome, merit
-from doge_lab.identity import source
+from doge_lab.identity import sources
 from doge_lab.search import asking
 from doge_lab.search.config import parse_space
 
@@ -29,8 +29,7 @@ class Untrained(InProcess):
             return "done", job, {"results": [], "found": {"reason": ""}}
         bits = random.Random(json.dumps(job["run"]["model"], sort_keys=True)).random()
         run = config.parse(job["run"])
-        sources = {task.label: source(run, task).name for task in run.tasks}
-        return "done", job, {"metrics": {"capacity": {"bits": bits}}, "seconds": 0.0, "sources": sources}
+        return "done", job, {"metrics": {"capacity": {"bits": bits}}, "seconds": 0.0, "sources": sources(run)}
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from doge_lab.config import RunConfig
 from doge_lab.engine.drive import Answer
 from doge_lab.engine.protocol import FAILED
 from doge_lab.engine.seeds import derived
-from doge_lab.errors import UserError
 from doge_lab.identity import fingerprint
 from doge_lab.search.front import hypervolume
 from doge_lab.search.ledger import AnyTrial, Ledger
@@ -61,14 +60,9 @@ class Asker:
         return next(self._left_running, None) or self._fresh()
 
     def _taken_up(self) -> Iterator[Job]:
-        """Jobs of a coordinator that died; what died before it was screened is screened now, under its own number."""
+        """Jobs of a coordinator that died, under their own numbers: screened again, for the code may have changed."""
         for trial in self.ledger.trials(TrialState.RUNNING):
-            job = (
-                self._job_again(trial, trial.user_attrs["config"])
-                if "config" in trial.user_attrs
-                else self._screening(optuna.trial.Trial(self.ledger.study, trial._trial_id))
-            )
-            if job is not None:
+            if job := self._screening(optuna.trial.Trial(self.ledger.study, trial._trial_id)):
                 yield job
 
     def _fresh(self) -> Job | None:
@@ -99,13 +93,6 @@ class Asker:
         )
         stalled = now - before <= STALL * now
         return f"the last {patience} candidates added less than {STALL:.1%} to the hypervolume" if stalled else ""
-
-    def _job_again(self, trial: AnyTrial, run: Mapping[str, Any]) -> Job | None:
-        try:
-            return self._job(trial, run)
-        except UserError as error:  # another worker found it to fail before the search ended
-            self.ledger.end(trial, TrialState.FAIL, str(error))
-            return None
 
     def _screening(self, trial: OptunaTrial) -> Job | None:
         """A job that builds a candidate and counts its cost; None for one that is rejected without."""
@@ -163,7 +150,7 @@ class Asker:
         used = {
             other.user_attrs.get("run_seed")
             for other in self.ledger.trials()
-            if other.user_attrs.get("candidate") == candidate
+            if other.user_attrs.get("candidate") == candidate and other.number != trial.number
         }
         seeds = (derived("search", run.seed, self.seed, index) for index in count())
         fresh = next(seed for seed in seeds if seed not in used)

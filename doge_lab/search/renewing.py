@@ -12,22 +12,22 @@ from optuna.trial import FrozenTrial, TrialState
 
 from doge_lab import config
 from doge_lab.errors import UserError
-from doge_lab.identity import source
+from doge_lab.identity import sources
 
 
 def outdated(trials: Iterable[tuple[int, Mapping[str, Any], Mapping[str, str]]]) -> list[int]:
-    """Numbers of the trials whose sources (task label -> name) are not those of this code.
+    """Numbers of the trials whose sources (`identity.sources`) are not those of this code.
 
     Each trial is given as its number, its resolved configuration and its sources. Where a block cannot be read here,
     nothing is known, and nothing is said.
     """
     known: dict[str, dict[str, str] | None] = {}
     found = []
-    for number, run, sources in trials:
+    for number, run, computed_by in trials:
         key = json.dumps({name: run.get(name) for name in ("model", "tasks", "train")}, sort_keys=True)
         if key not in known:
             known[key] = _now(run)
-        if (now := known[key]) is not None and now != sources:
+        if (now := known[key]) is not None and now != computed_by:
             found.append(number)
     return found
 
@@ -37,7 +37,7 @@ def _now(run: Mapping[str, Any]) -> dict[str, str] | None:
         read = config.parse(run)
     except UserError:
         return None
-    return {task.label: source(read, task).name for task in read.tasks}
+    return sources(read)
 
 
 def begun_again(trial: FrozenTrial) -> FrozenTrial:
