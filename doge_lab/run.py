@@ -144,10 +144,10 @@ def asked(run: RunConfig, task: Task, scored_on: ScoredOn) -> dict[str, Any]:
 def _finished(folder: Path, events: Events) -> dict[str, Any] | None:
     """The last event of a run that came to its end, good or (raised) bad."""
     last = events[-1] if events else {"event": "none"}
-    if last["event"] == "failed" and last.get("contract") not in (None, False, _contract()):
-        return None  # judged by other checks
-    if last["event"] == "failed":
-        raise (BreaksContract if last.get("contract") else Diverged)(last["reason"])
+    if last["event"] == "failed" and not last.get("contract"):
+        raise Diverged(last["reason"])
+    if last["event"] == "failed" and last["contract"] == _contract():  # else other checks have judged it
+        raise BreaksContract(last["reason"])
     if last["event"] != "end" or not (folder / WEIGHTS).exists():
         return None
     return {name: fact for name, fact in last.items() if name != "replaces"}  # that was news when it was trained

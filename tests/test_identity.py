@@ -17,9 +17,9 @@ from doge_lab.errors import UserError
 from doge_lab.identity import fingerprint, identity, source
 from doge_lab.objective import run_folder
 from doge_lab.record import RECORD, read_record
-from doge_lab.run import execute
+from doge_lab.run import BreaksContract, execute
 from doge_lab.search.study import read_results
-from doge_lab.stored import PREVIOUS, WEIGHTS
+from doge_lab.stored import PREVIOUS, WEIGHTS, set_aside
 
 RUN = """
 name: plain
@@ -152,6 +152,31 @@ def test_a_comment_trains_nothing_again(run, edit, tmp_path):
     edit('"""A linear map."""', '"""A map, linear."""  # as it is said')
     assert execute(run, run.tasks[0], folder) == first
     assert not (folder / PREVIOUS).exists()
+
+
+def test_a_verdict_of_other_checks_does_not_last(run, tmp_path, monkeypatch):
+    def refuse(model, data):
+        raise BreaksContract("the trained model fails rows")
+
+    for _ in range(2):
+        with pytest.raises(BreaksContract, match="fails rows"):
+            execute(run, run.tasks[0], tmp_path / "run", accept=refuse)
+    with pytest.raises(BreaksContract):  # by these checks it stays refused, without being trained again
+        execute(run, run.tasks[0], tmp_path / "run")
+    monkeypatch.setattr("doge_lab.run._contract", lambda: "other checks")
+    assert execute(run, run.tasks[0], tmp_path / "run")["event"] == "end"
+
+
+def test_a_kill_between_two_moves_loses_no_weights(run, tmp_path):
+    folder = tmp_path / "run"
+    execute(run, run.tasks[0], folder)
+    weights = (folder / WEIGHTS).read_bytes()
+    (folder / PREVIOUS).mkdir()
+    (folder / WEIGHTS).replace(folder / PREVIOUS / WEIGHTS)  # and here the power goes
+    set_aside(folder, forget=True)
+    assert (folder / PREVIOUS / WEIGHTS).read_bytes() == weights
+    assert (folder / PREVIOUS / RECORD).exists()
+    assert not (folder / RECORD).exists()
 
 
 def test_a_record_of_an_older_version_is_one_line(run, tmp_path):
