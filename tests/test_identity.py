@@ -18,6 +18,7 @@ from doge_lab.identity import fingerprint, identity, source
 from doge_lab.objective import run_folder
 from doge_lab.record import RECORD, read_record
 from doge_lab.run import BreaksContract, execute
+from doge_lab.search.asking import Asker
 from doge_lab.search.study import read_results
 from doge_lab.stored import PREVIOUS, WEIGHTS, set_aside
 
@@ -209,6 +210,28 @@ def test_a_resumed_search_trains_again_what_other_code_computed(tmp_path, in_pro
     assert changed == own
     assert [trial.params for trial in results.trials] == [trial.params for trial in before.trials]
     assert all(candidate.confirmed for candidate in results.front)
+
+
+def test_a_trial_that_was_being_trained_is_costed_by_the_code_that_trains_it(
+    tmp_path, in_process, strange, edit, monkeypatch
+):
+    written = tiny(state=[strange("Plain")], trials=1, confirm_seeds=0)
+    tell = Asker.tell
+
+    def ended(self, job, answer):
+        if job["kind"] == "train":
+            raise KeyboardInterrupt
+        tell(self, job, answer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Asker, "tell", ended)
+        with pytest.raises(KeyboardInterrupt):
+            search(written, tmp_path / "out")
+    (before,) = read_results(tmp_path / "out").trials
+    edit("return 2 * self.d_model**2", "return 4 * self.d_model**2")
+    (after,) = search(written, tmp_path / "out", resume=True).trials
+    assert (before.state, after.state, after.number, after.seed) == ("running", "complete", before.number, before.seed)
+    assert after.cost["flops_per_token"] == before.cost["flops_per_token"] + 2 * 16**2
 
 
 def test_a_report_says_that_other_code_computed_the_trials(tmp_path, in_process, strange, edit):
